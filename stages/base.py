@@ -1,0 +1,236 @@
+"""What a stage is: settings, edges, a schema and one method. Nothing here knows who runs it.
+
+A stage is a frozen dataclass. Its fields are its settings and all of them are in the key; what does not
+change results (workers, batch sizes, devices) is never a field. Row stages have `process`, job stages `run`.
+
+Keys, made by the engine (ARCHITECTURE, "Row"):
+    pure stage         key = H(dataset, recipe, parents, ordinal)
+    `content` is set   key = H(dataset, parents, those columns, ordinal among equals)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Literal, Protocol
+
+import pyarrow as pa
+
+from infra.types import BadRow, Filtered, Outcome, Row, TransientError
+
+__all__ = [
+    "AS_BEFORE", "BadRow", "Checkpoint", "Checkpoints", "Edge", "Filtered", "Job", "JobStage", "Kit", "Outcome",
+    "RawFile", "Reader", "Row", "RowStage", "Stage", "TransientError", "blob", "held_out", "since",
+]  # fmt: skip
+
+AS_BEFORE = "as_before"
+
+_HELD_OUT_ONE_IN = 10
+
+
+def held_out(digest_hex: str) -> bool:
+    """Whether raw content with this SHA-256 is kept from training: one in ten, by the digest alone.
+
+    A function of the raw file, so that no clip of a training video is ever evaluated on.
+    """
+    return int(digest_hex[:16], 16) % _HELD_OUT_ONE_IN == 0
+
+
+def blob(name: str) -> pa.Field:
+    """A column of large binary values (media), stored as Lance blobs: scans do not touch the payload."""
+    return pa.field(name, pa.large_binary(), metadata={b"plait.blob": b"v2"})
+
+
+def since(as_before: Any, **kwargs: Any) -> Any:
+    """Declare a setting added after the first release: left out of the key while it equals `as_before`."""
+    return field(metadata={AS_BEFORE: as_before}, **({"default": as_before} | kwargs))
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One input of a stage.
+
+    role "rows": each of its rows is a unit of work (several such edges: their union).
+    role "side": the whole snapshot is a setting (a tokenizer): its digest is in the recipe.
+    """
+
+    dataset: str
+    columns: tuple[str, ...] = ()
+    role: Literal["rows", "side"] = "rows"
+    unit: str = "key"
+    """Column that names a unit; not `key` where several rows stand for one content (`files`)."""
+    where: str | None = None
+    """Fixed SQL over the dataset: rows outside are not units of this stage."""
+    held: bool = False
+    """Its part of the key stays that of the last `done` until `--refresh`."""
+    gated: bool = True
+    """Whether the pipeline's select applies to this edge."""
+
+
+class RawFile(Protocol):
+    """A raw file of the source, found by content: where it lies today is not the stage's business."""
+
+    label: str
+
+    def local(self) -> AbstractContextManager[Path]:
+        """A readable local path; its bytes have been checked against the row's digest."""
+        ...
+
+    def open(self) -> BinaryIO:
+        """A seekable binary file of the checked bytes."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Base of all stages. Subclasses are frozen dataclasses; their docstring is their manual."""
+
+    writes: ClassVar[str]
+    """The dataset it writes, which is its name everywhere."""
+    revision: ClassVar[int] = 1
+    """Bumped when the meaning of the results changes."""
+    inputs: ClassVar[tuple[Edge, ...]] = ()
+    schema: ClassVar[pa.Schema]
+    """Columns of a row of its output, beside key, parents and label."""
+    content: ClassVar[tuple[str, ...] | None] = None
+    """Columns that name the row, for stages that are not pure or that want early cut-off."""
+
+    def settings(self) -> dict[str, Any]:
+        """What enters the key: every field, but those that stand at their "as before" value."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata.get(AS_BEFORE, MISSING) != getattr(self, f.name)
+        }
+
+
+class Kit(Protocol):
+    """What a row stage may ask for when a worker sets it up."""
+
+    def checkpoint(self, dataset: str) -> Path:
+        """Local folder with the verified files of the checkpoint on the side edge `dataset`."""
+        ...
+
+    def rows(self, dataset: str, columns: Sequence[str]) -> pa.Table:
+        """All rows of the side edge `dataset`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStage(Stage):
+    """A stage that makes rows out of rows, any batch anywhere in any order.
+
+    `setup` runs once per worker and returns what `process` needs (models, sessions). `process` gets dicts
+    with the edge's columns plus `key`, `label`, `dataset` (which edge), and `raw` (a RawFile) where `reads_raw`;
+    blob columns arrive as bytes. It returns one Outcome per row, in order. An exception puts one row in
+    quarantine; TransientError leaves the shard undone. Results never depend on how rows were batched.
+    """
+
+    reads_raw: ClassVar[bool] = False
+
+    def setup(self, kit: Kit) -> Any:
+        """Once per worker; what it returns is handed to every `process`."""
+        return None
+
+    def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """One Outcome per row, in order."""
+        raise NotImplementedError
+
+
+class Reader(Protocol):
+    """Random access to a pinned snapshot; picklable, so training workers can open it themselves."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """The rows at these positions (positions are stable: the version is pinned)."""
+        ...
+
+    def scan(self, columns: Sequence[str], batch_rows: int = 1024) -> Iterator[pa.RecordBatch]:
+        """All rows in order of position, batch by batch; blob columns as bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint: a manifest of files with their SHA-256."""
+
+    step: int
+    manifest: str
+    """Path of the manifest, relative to the root."""
+    manifest_sha256: str
+    facts: Mapping[str, Any]
+    """What the trainer wrote into the manifest: tokens seen, loss, data position, settings."""
+
+
+class Checkpoints(Protocol):
+    """The checkpoints of one materialisation; picklable. The manifest is written last and decides."""
+
+    def latest(self) -> Checkpoint | None:
+        """The highest step whose manifest exists (files are verified by `fetch`)."""
+        ...
+
+    def all(self) -> list[Checkpoint]:
+        """Every published checkpoint, lowest step first."""
+        ...
+
+    def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:
+        """Upload every file under `folder`, then put the manifest if absent; a lost race adopts the winner."""
+        ...
+
+    def fetch(self, checkpoint: Checkpoint) -> AbstractContextManager[Path]:
+        """A local folder with the files, each checked against the manifest's SHA-256."""
+        ...
+
+
+class Job(Protocol):
+    """What a job stage is handed: its inputs, pinned, and a place to put what it makes."""
+
+    scratch: Path
+    num_workers: int
+    """Placement: never changes the result."""
+    checkpoints: Checkpoints
+
+    def reader(self, dataset: str) -> Reader:
+        """The rows of an edge that pass its gate."""
+        ...
+
+    def checkpoint(self, dataset: str) -> Path:
+        """Local folder with the verified files of the last checkpoint of a side edge."""
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics at a step, for MLflow and the progress line."""
+        ...
+
+    def summary(self, metrics: Mapping[str, float]) -> None:
+        """Final metrics of the materialisation: kept in the ledger, shown by `status`."""
+        ...
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Move the progress bar."""
+        ...
+
+    def picture(self, name: str, png: bytes) -> None:
+        """A picture for people: an MLflow artifact of the stage."""
+        ...
+
+    def reject(self, key: bytes, label: str, reason: str) -> None:
+        """An input row that gave nothing, on purpose, with the reason."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStage(Stage):
+    """A stage that sees its inputs whole; one unit of work, fresh or full.
+
+    `run` yields output rows as dicts with the schema's columns, `parents` (list of 16-byte keys) and,
+    if it likes, `label`. Checkpoints go through `job.checkpoints`; a rerun of the same key finds them there.
+    """
+
+    def run(self, job: Job) -> Iterator[Row]:
+        """Yield the rows of the output."""
+        raise NotImplementedError
+
