@@ -1,0 +1,1 @@
+"""Models, tokenizers and what they cost: torch only, importable alone."""

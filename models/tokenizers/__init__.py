@@ -1,0 +1,1 @@
+"""From text and pictures to ids, and back."""

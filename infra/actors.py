@@ -1,0 +1,260 @@
+"""A pool of Ray actors for anything with setup(), load(), process() and finish().
+
+The one retry point of plait. What can happen to a shard, and what then:
+    process raises             the batch is tried row by row; a row that raises twice is handed back as a BadRow
+    process raises Transient   the shard is given up for this run: the world is at fault, no row is
+    process hangs              the rows of that batch are isolated, the actor is replaced
+    the actor dies             once more; then the shard is halved, down to the row that kills
+Data never passes through here: a task is a description of rows, a result is what `finish` returns.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
+
+DEATHS_BEFORE_HALVING = 2
+RAISES_BEFORE_BLAME = 2
+
+
+class Worker(Protocol):
+    """What runs inside an actor. It is pickled once per actor."""
+
+    batch_rows: int
+    deadline_s: float
+
+    def setup(self) -> None:
+        """Once per actor."""
+        ...
+
+    def load(self, units: Any) -> list[Row]:
+        """Read the rows of these units."""
+        ...
+
+    def process(self, rows: Sequence[Row]) -> Sequence[Outcome]:
+        """One outcome per row."""
+        ...
+
+    def finish(self, units: Any, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        """Write what was made; the small result that travels back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard, or a part of one while a guilty row is sought."""
+
+    shard: int
+    units: tuple[Any, ...]
+    deaths: int = 0
+    suspect: bool = False
+    """Whether the units are isolated because one of them killed or hung an actor."""
+    blame: str | None = None
+    """Set on a single unit that did it again: it is not processed any more, only written down."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a row was given up: kept on the BadRow so that the worker can write it to the rest."""
+
+    error: str
+    attempts: int
+
+
+@dataclass
+class _Shard:
+    open_parts: int = 1
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Host:
+    """The actor: holds one worker at a time and runs tasks on it."""
+
+    def __init__(self) -> None:
+        self.token: str | None = None
+        self.worker: Worker | None = None
+        self.lane = ThreadPoolExecutor(1)
+
+    def run(self, token: str, worker: Worker, task: Task) -> dict[str, Any]:
+        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}."""
+        try:
+            if self.token != token:
+                worker.setup()
+                self.worker, self.token = worker, token
+            assert self.worker is not None
+            return self._run(self.worker, task)
+        except TransientError as error:
+            return {"transient": str(error)}
+
+    def _run(self, worker: Worker, task: Task) -> dict[str, Any]:
+        rows = worker.load(task.units)
+        outcomes: list[Outcome] = []
+        if task.blame:
+            outcomes = [_blamed(BadRow(task.blame), task.deaths) for _ in rows]
+        step = 1 if task.suspect else worker.batch_rows
+        for start in range(len(outcomes), len(rows), step):
+            batch = rows[start : start + step]
+            future = self.lane.submit(_attempt, worker, batch)
+            try:
+                outcomes += future.result(worker.deadline_s * len(batch))
+            except FutureTimeout:
+                return {"hung": list(range(start, start + len(batch)))}
+        return {"result": worker.finish(task.units, rows, outcomes)}
+
+
+def _attempt(worker: Worker, batch: Sequence[Row]) -> list[Outcome]:
+    """Process a batch; on an exception row by row, each row twice, before a row is blamed."""
+    try:
+        return _checked(worker.process(batch), batch)
+    except (TransientError, RunError):
+        raise
+    except MemoryError as error:
+        raise TransientError("a worker ran out of memory: lower cluster.workers or the batch, then run again") from error
+    except Exception as error:  # noqa: BLE001 - the one retry point: whatever a stage raises is a row's outcome
+        if len(batch) == 1:
+            return [_again(worker, batch[0], error)]
+    return [outcome for row in batch for outcome in _attempt(worker, [row])]
+
+
+def _again(worker: Worker, row: Row, first: Exception) -> Outcome:
+    if isinstance(first, BadRow):
+        return _blamed(first, 1)
+    try:
+        return _checked(worker.process([row]), [row])[0]
+    except (TransientError, RunError):
+        raise
+    except Exception as error:  # noqa: BLE001 - see _attempt
+        bad = error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")
+        return _blamed(bad, RAISES_BEFORE_BLAME, "".join(traceback.format_exception(error)))
+
+
+def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]:
+    if len(outcomes) != len(batch):
+        raise RunError(f"process returned {len(outcomes)} outcomes for {len(batch)} rows: it must return one per row")
+    for outcome in outcomes:
+        if not isinstance(outcome, list | Filtered | BadRow):
+            raise TypeError(f"process returned a {type(outcome).__name__}: an outcome is a list of rows, Filtered or BadRow")
+    return [_blamed(o, 1) if isinstance(o, BadRow) and not hasattr(o, "failure") else o for o in outcomes]
+
+
+def _blamed(bad: BadRow, attempts: int, trace: str = "") -> BadRow:
+    bad.failure = Failure(trace or str(bad), attempts)  # type: ignore[attr-defined]
+    return bad
+
+
+class Pool:
+    """Actors of one size, kept between stages, so that a small machine pays for their start once."""
+
+    def __init__(self, size: int, num_cpus: float = 1, num_gpus: float = 0) -> None:
+        import ray
+
+        self._ray = ray
+        self.size = size
+        self._make = lambda: ray.remote(Host).options(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0).remote()
+        self.hosts: list[Any] = []
+
+    def map(
+        self, token: str, worker: Worker, shards: Iterable[tuple[int, Sequence[Any]]], on_shard: Callable[[int, list[dict[str, Any]]], None]
+    ) -> list[str]:
+        """Run every shard; `on_shard(number, results)` as each ends. Returns the sentences of transient failures."""
+        queue = deque(Task(number, tuple(units)) for number, units in shards)
+        state = {task.shard: _Shard() for task in queue}
+        sentences: dict[int, str] = {}
+        running: dict[Any, tuple[Task, Any]] = {}
+        shared = self._ray.put(worker)
+        while len(self.hosts) < min(self.size, len(queue)):
+            self.hosts.append(self._make())
+        idle = deque(self.hosts)
+        while queue or running:
+            while queue and idle:
+                task, host = queue.popleft(), idle.popleft()
+                if task.shard not in sentences:
+                    running[host.run.remote(token, shared, task)] = (task, host)
+                else:
+                    idle.append(host)
+            if not running:
+                continue
+            (ready,), _ = self._ray.wait(list(running), num_returns=1)
+            task, host = running.pop(ready)
+            host, answer = self._answer(ready, task, host)
+            idle.append(host)
+            if "transient" in answer:
+                sentences[task.shard] = answer["transient"]
+            elif "result" in answer:
+                shard = state[task.shard]
+                shard.results.append(answer["result"])
+                shard.open_parts -= 1
+                if shard.open_parts == 0:
+                    on_shard(task.shard, shard.results)
+            else:
+                parts = list(answer["parts"])
+                state[task.shard].open_parts += len(parts) - 1
+                queue.extendleft(parts)
+        return list(sentences.values())
+
+    def _answer(self, ready: Any, task: Task, host: Any) -> tuple[Any, dict[str, Any]]:
+        """The task's answer; a dead or hung actor is replaced, and its task comes back as parts."""
+        exceptions = self._ray.exceptions
+        try:
+            answer = self._ray.get(ready)
+        except exceptions.OutOfMemoryError:
+            return self._replace(host), {"transient": "Ray killed a worker for memory: lower cluster.workers, then run again"}
+        except exceptions.RayActorError:
+            return self._replace(host), {"parts": _after_death(task)}
+        except exceptions.RayTaskError as error:
+            raise RunError(f"a worker failed outside any row ({error.cause}): fix the cause, then run the same command again") from error  # fmt: skip  # noqa: E501
+        if "hung" in answer:
+            return self._replace(host), {"parts": _after_hang(task, answer["hung"])}
+        return host, answer
+
+    def _replace(self, host: Any) -> Any:
+        self._ray.kill(host)
+        new = self._make()
+        self.hosts[self.hosts.index(host)] = new
+        return new
+
+    def close(self) -> None:
+        """Give the actors' CPUs and GPUs back."""
+        for host in self.hosts:
+            self._ray.kill(host)
+        self.hosts = []
+
+
+def _after_death(task: Task) -> Iterator[Task]:
+    """The same again; then halves; a single unit that did it twice is blamed."""
+    deaths = task.deaths + 1
+    if task.blame:
+        raise RunError("a worker died while it wrote a quarantined row: look at the machine's memory and disk")
+    if not task.suspect and deaths < DEATHS_BEFORE_HALVING:
+        yield replace(task, deaths=deaths)
+    elif len(task.units) > 1:
+        middle = len(task.units) // 2
+        for units in (task.units[:middle], task.units[middle:]):
+            yield Task(task.shard, units, suspect=True)
+    elif deaths < DEATHS_BEFORE_HALVING:
+        yield replace(task, deaths=deaths)
+    else:
+        yield replace(task, deaths=deaths, blame="it killed its worker process each time it was tried")
+
+
+def _after_hang(task: Task, positions: Sequence[int]) -> Iterator[Task]:
+    """The batch that hung is isolated row by row; the others go on without it."""
+    hung = {task.units[p] for p in positions}
+    if len(task.units) == 1:
+        deaths = task.deaths + 1
+        blame = "it ran past the deadline each time it was tried" if deaths >= DEATHS_BEFORE_HALVING else None
+        yield replace(task, deaths=deaths, suspect=True, blame=blame)
+        return
+    others = tuple(u for u in task.units if u not in hung)
+    if others:
+        yield replace(task, units=others)
+    for unit in task.units:
+        if unit in hung:
+            yield Task(task.shard, (unit,), suspect=True)

@@ -1,0 +1,196 @@
+"""The folder of a materialisation: write-once numbered objects; the highest number wins.
+
+    ledger/<dataset>/<key>/key.json      the tree whose hash is the key, and notes that are not hashed
+                           claim.N       who works: saves work, does not guard truth
+                           beat.N        the claim's heartbeat (the only object that is overwritten)
+                           plan.N        the shards
+                           shard.N.i     fragments, counts and rest of one shard
+                           rest.N        every unit that gave no row, with its reason
+                           done.N        the published snapshot
+                           told.N        MLflow knows
+    ledger/runs/<run id>.json            which materialisations a run asked for
+
+This is the whole durable state: losing Ray, the driver, MLflow or the machine loses time, never truth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from infra.bucket import Bucket
+from infra.types import Snapshot, now_utc
+
+ROOT = "ledger"
+BEAT_S = 5.0
+STALE_S = 45.0
+
+
+def dumps(document: Mapping[str, Any]) -> bytes:
+    """The one way a document is written: sorted keys, readable, with a nonce so that equal texts have one author."""
+    return json.dumps({**document, "nonce": os.urandom(8).hex()}, indent=1, sort_keys=True).encode()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One materialisation's folder."""
+
+    bucket: Bucket
+    dataset: str
+    key: str
+
+    @property
+    def path(self) -> str:
+        """The folder's name in the bucket."""
+        return f"{ROOT}/{self.dataset}/{self.key}"
+
+    def names(self) -> set[str]:
+        """Names of the objects in the folder."""
+        cut = len(self.path) + 1
+        return {name[cut:] for name in self.bucket.names(self.path)}
+
+    def put(self, name: str, document: Mapping[str, Any]) -> bool:
+        """Put a JSON document if absent; whether ours is the one that is there."""
+        return self.bucket.put_if_absent(f"{self.path}/{name}", dumps(document))
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """A JSON document, or None."""
+        data = self.bucket.get(f"{self.path}/{name}")
+        return json.loads(data) if data is not None else None
+
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """Put an object whose name no other writer uses."""
+        self.bucket.put_if_absent(f"{self.path}/{name}", data)
+
+    def get_bytes(self, name: str) -> bytes:
+        """An object that must be there."""
+        data = self.bucket.get(f"{self.path}/{name}")
+        if data is None:
+            raise FileNotFoundError(f"{self.bucket.uri}/{self.path}/{name}")
+        return data
+
+    def last(self, kind: str, names: set[str] | None = None) -> int:
+        """The highest N of `kind.N`, or 0."""
+        found = self.names() if names is None else names
+        return max((int(n.split(".")[1]) for n in found if n.startswith(kind + ".") and n.split(".")[1].isdigit()), default=0)  # fmt: skip  # noqa: E501
+
+    def done(self) -> dict[str, Any] | None:
+        """The published truth of this key, or None."""
+        number = self.last("done")
+        return self.get(f"done.{number}") if number else None
+
+
+class Ledger:
+    """All materialisations of a root."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+
+    def folder(self, dataset: str, key: str) -> Folder:
+        """The folder of one materialisation."""
+        return Folder(self.bucket, dataset, key)
+
+    def dones(self, dataset: str) -> list[dict[str, Any]]:
+        """The newest `done` of every key of a dataset, oldest first."""
+        newest: dict[str, int] = {}
+        prefix = f"{ROOT}/{dataset}"
+        for name in self.bucket.names(prefix):
+            key, _, leaf = name[len(prefix) + 1 :].partition("/")
+            if leaf.startswith("done."):
+                newest[key] = max(newest.get(key, 0), int(leaf.split(".")[1]))
+        documents = [self.folder(dataset, key).get(f"done.{n}") for key, n in newest.items()]
+        return sorted((d for d in documents if d), key=lambda d: d["at"])
+
+    def history(self, dataset: str, key: str) -> list[dict[str, Any]]:
+        """Every `done` of one key, oldest first."""
+        folder = self.folder(dataset, key)
+        numbers = sorted(int(n.split(".")[1]) for n in folder.names() if n.startswith("done."))
+        return [d for n in numbers if (d := folder.get(f"done.{n}"))]
+
+    def record_run(self, run_id: str, document: Mapping[str, Any]) -> None:
+        """Put the record of a run: the materialisations that it asked for."""
+        self.bucket.put(f"{ROOT}/runs/{run_id}.json", dumps(document))
+
+    def runs(self) -> list[str]:
+        """Ids of all recorded runs, oldest first (ids begin with the time)."""
+        return sorted(n.rsplit("/", 1)[1].removesuffix(".json") for n in self.bucket.names(f"{ROOT}/runs"))
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """The record of one run."""
+        data = self.bucket.get(f"{ROOT}/runs/{run_id}.json")
+        if data is None:
+            raise FileNotFoundError(run_id)
+        return json.loads(data)
+
+
+def snapshot_of(done: Mapping[str, Any]) -> Snapshot:
+    """The snapshot that a `done` published."""
+    return Snapshot(**done["snapshot"])
+
+
+@lru_cache(maxsize=1)
+def _me() -> dict[str, Any]:
+    import psutil
+
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[str, Any]) -> bool:
+    """Same host: by the process table, at once. Elsewhere: when its heartbeat has not moved for STALE_S by our clock."""
+    import psutil
+
+    if claim["host"] == socket.gethostname():
+        try:
+            return psutil.Process(claim["pid"]).create_time() != claim["started"]
+        except psutil.NoSuchProcess:
+            return True
+    beat = folder.bucket.get(f"{folder.path}/beat.{number}")
+    if seen.get("beat") != beat or "since" not in seen:
+        seen.update(beat=beat, since=time.monotonic())
+    return time.monotonic() - seen["since"] > STALE_S
+
+
+class Claim:
+    """Who works on a key. `wait` returns True when the work is ours, False when somebody else has finished it."""
+
+    def __init__(self, folder: Folder, run_id: str) -> None:
+        self.folder = folder
+        self.run_id = run_id
+        self.number = 0
+        self._stop = threading.Event()
+
+    def wait(self, poll_s: float = 0.5, on_wait: Any = None, published: int = 0) -> bool:
+        """Take the claim, waiting while a living driver holds it and publishes nothing newer than `published`."""
+        seen: dict[str, Any] = {}
+        while True:
+            names = self.folder.names()
+            if self.folder.last("done", names) > published:
+                return False
+            number = self.folder.last("claim", names)
+            holder = self.folder.get(f"claim.{number}") if number else None
+            if holder is None or holder.get("released") or _is_dead(holder, self.folder, number, seen):
+                mine = {**_me(), "run_id": self.run_id, "at": now_utc()}
+                if self.folder.put(f"claim.{number + 1}", mine):
+                    self.number = number + 1
+                    threading.Thread(target=self._beat, daemon=True).start()
+                    return True
+            elif on_wait:
+                on_wait(holder)
+            time.sleep(poll_s)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            self.folder.bucket.put(f"{self.folder.path}/beat.{self.number}", now_utc().encode())
+
+    def release(self) -> None:
+        """Let the next one in without waiting for our heartbeat to stop."""
+        self._stop.set()
+        if self.number:
+            self.folder.put(f"claim.{self.number + 1}", {"released": True, "run_id": self.run_id, "at": now_utc()})

@@ -1,0 +1,88 @@
+"""The frozen listing of a source: which objects there are, before anybody opens them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from infra.bucket import Bucket
+from infra.types import TransientError, UserError
+
+SCHEMA = pa.schema(
+    [("key", pa.binary(16)), ("path", pa.string()), ("size_bytes", pa.int64()), ("stamp", pa.string())]
+)
+
+
+def list_source(source: Bucket, limit: int | None = None, exclude: str = "") -> pa.Table:
+    """One row per object, ordered by H(path), so that the first N of a listing are a fair and stable sample.
+
+    `key` names the object as it is now: H(path, size, stamp). A changed file is another unit of work.
+    `exclude` is the root, which may lie inside the source: plait does not eat what it wrote.
+    """
+    inside = f"{exclude.removeprefix(source.uri).strip('/')}/" if exclude.startswith(source.uri + "/") else None
+    entries = [e for e in source.entries() if inside is None or not e.path.startswith(inside)]
+    rows = [(_hash(e.path), _hash(e.path, str(e.size_bytes), e.stamp), e) for e in entries]
+    if not rows:
+        raise UserError(f"the source {source.uri} holds no file: give source=DIR or source=s3://bucket/prefix")
+    rows.sort(key=lambda row: row[0])
+    rows = rows[:limit]
+    columns = [
+        [key for _, key, _ in rows],
+        [e.path for _, _, e in rows],
+        [e.size_bytes for _, _, e in rows],
+        [e.stamp for _, _, e in rows],
+    ]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def _hash(*parts: str) -> bytes:
+    data = b"".join(len(p.encode()).to_bytes(8, "big") + p.encode() for p in parts)
+    return hashlib.blake2b(data, digest_size=16, person=b"plait").digest()
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A raw file of the source: the `RawFile` that stages see. Its bytes are checked against `digest` where known."""
+
+    bucket: Bucket
+    path: str
+    digest: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return self.path
+
+    @contextmanager
+    def local(self) -> Iterator[Path]:
+        """A local path with checked bytes."""
+        with self._fetch() as path:
+            if self.digest is not None and self._sha256(path) != self.digest:
+                raise TransientError(f"{self.path} changed after it was listed: run the same command again")
+            yield path
+
+    def open(self) -> BinaryIO:
+        """The checked bytes, in memory."""
+        import io
+
+        with self.local() as path:
+            return io.BytesIO(path.read_bytes())
+
+    def _fetch(self) -> AbstractContextManager[Path]:
+        try:
+            if self.bucket.size(self.path) is None:
+                raise FileNotFoundError(self.path)
+            return self.bucket.local(self.path)
+        except FileNotFoundError as error:
+            raise TransientError(f"{self.path} vanished after it was listed: run the same command again") from error
+
+    @staticmethod
+    def _sha256(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()

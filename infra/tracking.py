@@ -1,0 +1,238 @@
+"""MLflow, and the only file that imports it: a projection of the ledger for people and for its own API.
+
+One parent run per pipeline run, one child per materialised stage. Datasets in and out carry a source whose JSON
+names uri, version and digest (context "input" or "output": MLflow has no output datasets of its own), checkpoints
+are logged models, and scores are tied to the checkpoint and to the set that they were measured on.
+MLflow being away never stops a run: what could not be told stays untold in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+for _noisy in ("mlflow", "alembic", "alembic.runtime.migration"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.data.dataset_source import DatasetSource  # noqa: E402
+from mlflow.entities import (  # noqa: E402
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+)
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+MAX_PARAM_CHARS = 6000
+BATCH = 900
+
+
+class LanceSource(DatasetSource):
+    """Where a snapshot lies: registered with MLflow by the entry point `mlflow.dataset_source` of this package."""
+
+    def __init__(self, uri: str, version: int, digest: str) -> None:
+        self.uri, self.version, self.digest = uri, version, digest
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "plait_lance"
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> LanceSource:
+        raise NotImplementedError("a plait snapshot is not guessed from a path")
+
+    def load(self, **kwargs: Any) -> Any:
+        """The dataset at this version, as a lance.LanceDataset."""
+        import lance
+
+        return lance.dataset(self.uri, version=self.version, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The source JSON."""
+        return {"uri": self.uri, "version": self.version, "digest": self.digest}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[Any, Any]) -> LanceSource:
+        """Back from the source JSON."""
+        return cls(source_dict["uri"], source_dict["version"], source_dict["digest"])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What MLflow is told of one materialisation."""
+
+    done: Mapping[str, Any]
+    tree: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    schema: Sequence[Sequence[str]]
+    metrics: Sequence[tuple[int, Mapping[str, float]]]
+    pictures: Mapping[str, bytes]
+    rest: Sequence[Mapping[str, Any]]
+    checkpoints: Sequence[Mapping[str, Any]]
+    """Rows of a dataset of checkpoints: step, manifest, manifest_sha256."""
+    model_ids: Mapping[str, str]
+    """For stages that read a checkpoint: dataset to MLflow's id of its last logged model."""
+    evaluation_set: Mapping[str, Any] | None
+    """Snapshot that the scores were measured on."""
+
+
+class Tracker:
+    """Tells MLflow. Every method gives None when MLflow is away, and `trouble` says why."""
+
+    def __init__(self, uri: str, artifacts: str | None, experiment: str) -> None:
+        self.uri = uri
+        self.trouble: str | None = None
+        self.parent: str | None = None
+        with self._guard():
+            self.client = MlflowClient(tracking_uri=uri)
+            found = self.client.get_experiment_by_name(experiment)
+            location = None if artifacts is None else f"{artifacts}/{experiment}"
+            self.experiment = found.experiment_id if found else self.client.create_experiment(experiment, location)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, ConnectionError, TimeoutError, OSError) as error:
+            self.trouble = f"MLflow at {self.uri} could not be told ({type(error).__name__}: {str(error)[:160]})"
+
+    def start(self, name: str, tags: Mapping[str, str]) -> None:
+        """Open the parent run of a pipeline run."""
+        if not self.trouble:
+            with self._guard():
+                run = self.client.create_run(self.experiment, run_name=name, tags=dict(tags))
+                self.parent = run.info.run_id
+
+    def end(self, ok: bool) -> None:
+        """Close the parent run."""
+        if not self.trouble and self.parent:
+            with self._guard():
+                self.client.set_terminated(self.parent, "FINISHED" if ok else "FAILED")
+
+    def stage(self, report: Report) -> dict[str, Any] | None:
+        """Tell of one materialisation: {"mlflow_run_id", "models"}; the same one is told once."""
+        told: dict[str, Any] | None = None
+        if not self.trouble:
+            with self._guard():
+                told = self._told(report) or self._tell(report)
+        return told
+
+    def _told(self, report: Report) -> dict[str, Any] | None:
+        query = f"tags.`plait.materialisation` = '{_name(report.done)}' and attributes.status = 'FINISHED'"
+        runs = self.client.search_runs([self.experiment], filter_string=query, max_results=1)
+        return {"mlflow_run_id": runs[0].info.run_id, "models": {}} if runs else None
+
+    def _tell(self, report: Report) -> dict[str, Any]:
+        done = report.done
+        parent = {"mlflow.parentRunId": self.parent} if self.parent else {}
+        description = f"{done['dataset']}: {done['rows_in']} units in, {done['rows_out']} rows out"
+        tags = parent | {
+            "plait.stage": done["dataset"],
+            "plait.key": done["key"],
+            "plait.materialisation": _name(done),
+            "plait.run_id": done["run_id"],
+            "mlflow.note.content": description,
+        }
+        run = self.client.create_run(self.experiment, run_name=done["dataset"], tags=tags).info.run_id
+        self.client.log_inputs(run, datasets=_datasets(report))
+        self._numbers(run, report)
+        self._artifacts(run, report)
+        models = self._models(run, report)
+        if report.model_ids:
+            self.client.log_inputs(run, models=[LoggedModelInput(i) for i in report.model_ids.values()])
+        self.client.set_terminated(run, "FINISHED")
+        return {"mlflow_run_id": run, "models": models}
+
+    def _numbers(self, run: str, report: Report) -> None:
+        done, now = report.done, int(time.time() * 1000)
+        settings = report.tree["recipe"]["settings"]
+        params = [Param(k, json.dumps(v)[:MAX_PARAM_CHARS] if not isinstance(v, str) else v[:MAX_PARAM_CHARS]) for k, v in settings.items()]  # fmt: skip  # noqa: E501
+        params += [Param(f"select.{k}", v[:MAX_PARAM_CHARS]) for k, v in report.notes.get("select", {}).items()]
+        names = ("rows_in", "rows_out", "empty", "filtered", "quarantined", "kept", "computed", "seconds")
+        flat = {f"rows/{n}" if n.startswith("rows") else n: float(done[n]) for n in names}
+        if done["computed"] and done["seconds"]:
+            flat["units_per_second"] = done["computed"] / done["seconds"]
+        flat |= {f"rest/{_plain(reason)}": float(n) for reason, n in list(done["reasons"].items())[:100]}
+        flat |= {f"rest/{s}": float(done[s]) for s in ("empty", "filtered", "quarantined")}
+        metrics = [Metric(k, v, now, 0) for k, v in flat.items()]
+        metrics += [Metric(k, v, now, step) for step, row in report.metrics for k, v in row.items()]
+        tied = self._tie(run, report, now)
+        for start in range(0, max(len(metrics), 1), BATCH):
+            self.client.log_batch(run, metrics=metrics[start : start + BATCH], params=params[:100] if start == 0 else [])
+        if tied:
+            self.client.log_batch(run, metrics=tied)
+
+    def _tie(self, run: str, report: Report, now: int) -> list[Metric]:
+        """Final metrics; where they score a checkpoint, tied to it and to the evaluation set."""
+        model = next((report.model_ids[n] for n in ("model", *report.model_ids) if n in report.model_ids), None)
+        on = report.evaluation_set
+        extra = {"model_id": model, "run_id": run} if model else {}
+        if model and on:
+            extra |= {"dataset_name": on["name"], "dataset_digest": on["digest"]}
+        return [Metric(k, v, now, 0, **extra) for k, v in report.done["metrics"].items()]
+
+    def _artifacts(self, run: str, report: Report) -> None:
+        self.client.log_dict(run, {"tree": report.tree, "notes": report.notes}, "key.json")
+        self.client.log_dict(run, dict(report.done), "done.json")
+        lines = ["unit,label,state,reason,error,attempt"]
+        lines += [",".join(json.dumps(str(r[c] if r[c] is not None else "")) for c in lines[0].split(",")) for r in report.rest]  # fmt: skip  # noqa: E501
+        self.client.log_text(run, "\n".join(lines), "rest.csv")
+        with tempfile.TemporaryDirectory() as folder:
+            for name, png in report.pictures.items():
+                path = Path(folder, f"{name}.png")
+                path.write_bytes(png)
+                self.client.log_artifact(run, str(path), "pictures")
+
+    def _models(self, run: str, report: Report) -> dict[str, str]:
+        """Each checkpoint as a logged model, linked to the packs (or clips) that it was trained on."""
+        found: dict[str, str] = {}
+        for row in report.checkpoints:
+            params = {f"{name}.{k}": str(i["snapshot"][k]) for name, i in report.done["inputs"].items() for k in ("uri", "version", "digest")}  # fmt: skip  # noqa: E501
+            tags = {"plait.key": report.done["key"], "plait.manifest": row["manifest"], "plait.manifest_sha256": row["manifest_sha256"]}  # fmt: skip  # noqa: E501
+            name = f"{report.done['dataset']}-{report.done['key'][:8]}-step-{row['step']}"
+            model = self.client.create_logged_model(self.experiment, name, run, tags, params, report.done["dataset"])
+            self.client.finalize_logged_model(model.model_id, "READY")
+            self.client.log_outputs(run, [LoggedModelOutput(model.model_id, row["step"])])
+            found[str(row["step"])] = model.model_id
+        return found
+
+
+def _name(done: Mapping[str, Any]) -> str:
+    return f"{done['dataset']}/{done['key']}/{done['number']}"
+
+
+def _plain(text: str) -> str:
+    """MLflow's metric names take letters, digits and a few signs."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "-" for c in text)[:200]
+
+
+def _datasets(report: Report) -> list[DatasetInput]:
+    pairs = [(i["snapshot"], "input") for i in report.done["inputs"].values()]
+    pairs.append((report.done["snapshot"], "output"))
+    found = []
+    for snapshot, context in pairs:
+        source = json.dumps(LanceSource(snapshot["uri"], snapshot["version"], snapshot["digest"]).to_dict())
+        columns = [{"name": n, "type": t} for n, t in report.schema] if context == "output" else []
+        schema = json.dumps({"mlflow_colspec": [{"type": "string", "name": c["name"], "required": True} for c in columns]})
+        profile = json.dumps({"num_rows": snapshot["rows"]})
+        dataset = Dataset(snapshot["name"], snapshot["digest"], "plait_lance", source, schema if columns else None, profile)  # fmt: skip  # noqa: E501
+        found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return found

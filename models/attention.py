@@ -1,0 +1,92 @@
+"""Who may see whom, and the kernels that compute it. Legend: B batch, H heads, G KV heads, T tokens, E head size.
+
+One rule (ARCHITECTURE, "One trunk, many recipes"): query q may see key k when
+
+    same document  AND  (order(k) <= order(q)  OR  group(k) = group(q))
+
+Causal text, images attended both ways and next-scale blocks differ only in their group ids (-1: no group).
+An `Attend` is what the trunk calls in every layer; `DenseAttention` is the oracle of all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+NO_GROUP = -1
+
+
+class Attend(Protocol):
+    """Attention of one layer: queries (B, H, T, E), keys and values (B, G, T, E), to (B, H, T, E)."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """Values each query attends to, weighted."""
+        ...
+
+
+def may_see(document_T: Tensor, order_T: Tensor | None = None, group_T: Tensor | None = None) -> Tensor:
+    """(T, T) boolean: whether query (row) may see key (column). Order defaults to the place in the sequence."""
+    order_T = torch.arange(len(document_T), device=document_T.device) if order_T is None else order_T
+    seen = order_T[None, :] <= order_T[:, None]
+    if group_T is not None:
+        seen = seen | ((group_T[None, :] == group_T[:, None]) & (group_T[:, None] != NO_GROUP))
+    return seen & (document_T[None, :] == document_T[:, None])
+
+
+class DenseAttention:
+    """Any mask, as a boolean matrix (T, T) or (B, 1, T, T): exact, and quadratic in the pack."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """Masked attention over all keys."""
+        return scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout, enable_gqa=True)
+
+
+class DocumentAttention:
+    """Causal attention inside each packed document, one kernel call a document: cost is the sum over documents.
+
+    Equal to `DenseAttention(may_see(document))`. The place of the varlen kernel on GPU.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = [int(length) for length in lengths]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """Attention of every document by itself, joined along T."""
+        parts = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([_causal(*part, dropout) for part in parts], dim=2)
+
+
+class CachedAttention:
+    """Causal attention of new tokens over all tokens so far, for decoding batches whose prompts are padded on the left.
+
+    The first call of a layer brings the prompts, each later one a single token.
+    """
+
+    def __init__(self, real_BT: Tensor) -> None:
+        self.real_BT = real_BT
+        """(B, T of the prompts): False where padding stands; padding is never seen."""
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """Attention over the cache and the new tokens, which join the cache."""
+        if layer in self._cache:
+            old_k, old_v = self._cache[layer]
+            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
+        self._cache[layer] = (k, v)
+        new, total = q.shape[2], k.shape[2]
+        real = pad(self.real_BT, (0, total - self.real_BT.shape[1]), value=True)
+        causal = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+        own = torch.eye(new, total, dtype=torch.bool, device=q.device).roll(total - new, 1)
+        mask = (causal & real[:, None, None, :]) | own  # padding sees itself, so that no row is empty
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)

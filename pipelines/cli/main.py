@@ -1,0 +1,111 @@
+"""`plait`: the verbs, and the border where every error becomes one sentence.
+
+Exit codes: 0 done, 1 a run that failed, 2 bad input. With --json the last line of standard output is one JSON
+object; all else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from infra.types import PlaitError, UserError
+from pipelines.cli import look, work
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="From raw video, images and text to a trained any-to-any model, with every row accounted for.",
+)  # fmt: skip
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="name=value: source=DIR, clips.threshold=30, select.flow=...")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Only = Annotated[str | None, typer.Option(help="Run this stage alone, over what stands.")]
+From = Annotated[str | None, typer.Option("--from", help="Run this stage and all after it.")]
+To = Annotated[str | None, typer.Option("--to", help="Run this stage and all that it needs.")]
+Force = Annotated[bool, typer.Option("--force", help="Compute also what is fresh.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N files, ordered by H(path).")]
+Refresh = Annotated[list[str] | None, typer.Option(help="Let this held stage see its inputs as they are now.")]
+Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined units again, and only those.")]
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None, only: Only = None, start: From = None, to: To = None, force: Force = False,
+    limit: Limit = None, refresh: Refresh = None, retry_quarantined: Retry = False, json: Json = False,
+) -> None:  # fmt: skip
+    """What would run, on how many units, and why. Runs nothing."""
+    work.plan(overrides or [], work.ask(only, start, to, force, limit, refresh, retry_quarantined), json)
+
+
+@app.command()
+def run(
+    overrides: Overrides = None, only: Only = None, start: From = None, to: To = None, force: Force = False,
+    limit: Limit = None, refresh: Refresh = None, retry_quarantined: Retry = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Bring every stage to its newest state; after a crash, the same command goes on."""
+    asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined)
+    if dry_run:
+        work.plan(overrides or [], asked, json)
+    else:
+        work.run(overrides or [], asked, json)
+
+
+@app.command()
+def status(overrides: Overrides = None, json: Json = False) -> None:
+    """The latest materialisations, from the ledger alone."""
+    look.status(overrides or [], json)
+
+
+@app.command()
+def why(
+    arguments: Annotated[list[str] | None, typer.Argument(help="STAGE, then overrides.")] = None,
+    row: Annotated[str | None, typer.Option(help="A row's key: 32 hex digits, or a unique beginning.")] = None,
+    json: Json = False,
+) -> None:
+    """Why a stage is stale, or what happened to one row."""
+    look.why(arguments or [], row, json)
+
+
+@app.command()
+def lineage(
+    target: Annotated[str, typer.Argument(help="model, a checkpoint, captions, captions@7, a row's key, or a raw file.")],
+    overrides: Overrides = None,
+    down: Annotated[bool, typer.Option("--down", help="From here to checkpoints, instead of back to raw files.")] = False,
+    json: Json = False,
+) -> None:
+    """From a checkpoint back to raw files, or from a raw file forward."""
+    look.lineage(target, overrides or [], down, json)
+
+
+@app.command()
+def quarantine(
+    arguments: Annotated[list[str] | None, typer.Argument(help="STAGE, then overrides.")] = None, json: Json = False
+) -> None:
+    """The units that could not be processed, with reason and error."""
+    look.quarantine(arguments or [], json)
+
+
+def main() -> None:
+    """Entry point of the `plait` command."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(error, 2)
+    except PlaitError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail(PlaitError("stopped; finished shards are kept: the same command goes on"), 1)
+
+
+def _fail(error: PlaitError, code: int) -> None:
+    from pipelines.cli.show import emit_error
+
+    emit_error(str(error), "--json" in sys.argv)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

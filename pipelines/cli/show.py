@@ -1,0 +1,111 @@
+"""What a person sees: tables within 100 columns, progress with rates and time left, one sentence per error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+WIDTH = 100
+
+err = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def out(as_json: bool) -> Console:
+    """Where tables go: standard output is kept for the JSON object where that is asked for."""
+    return err if as_json else Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+def emit(document: Mapping[str, Any]) -> None:
+    """The JSON object, as the last line of standard output."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def emit_error(sentence: str, as_json: bool) -> None:
+    """One sentence on standard error; the JSON object says it as well."""
+    err.print(f"plait: {sentence}", style="bold red", markup=False)
+    if as_json:
+        emit({"ok": False, "error": sentence})
+
+
+class ConsoleProgress:
+    """Progress of a run on standard error: bars on a terminal, one line per finished stage elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = Progress(
+            TextColumn("{task.description:<11}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[what]}"),
+            console=err, transient=True, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self.tasks: dict[str, TaskID] = {}
+        self.live.start()
+
+    def stage(self, name: str, done: int, total: int, what: str) -> None:
+        """Move a stage's bar."""
+        if name not in self.tasks:
+            self.tasks[name] = self.live.add_task(name, total=None, rate="", what="")
+        task = self.live.tasks[self.live.task_ids.index(self.tasks[name])]
+        rate = f"{task.speed:.1f}/s" if task.speed else ""
+        self.live.update(self.tasks[name], completed=done, total=total or None, rate=rate, what=what)
+
+    def finished(self, entry: Mapping[str, Any]) -> None:
+        """Replace a stage's bar by its line."""
+        if entry["name"] in self.tasks:
+            self.live.remove_task(self.tasks.pop(entry["name"]))
+        if entry["state"] not in ("fresh", "skipped"):
+            line = f"{entry['name']:<11}{entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
+            rest = ", ".join(f"{entry[k]} {k}" for k in ("empty", "filtered", "quarantined") if entry[k])
+            self.live.console.print(line + (f"   {rest}" if rest else ""), markup=False)
+
+    def note(self, sentence: str) -> None:
+        """A sentence for the person."""
+        self.live.console.print(f"note: {sentence}", style="yellow", markup=False)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self.live.stop()
+
+
+def _n(value: Any) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> Table:
+    """A plain table; the first `left` columns are text, the others numbers."""
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i < left else "right", overflow="fold" if i < left else "ellipsis")
+    for row in rows:
+        made.add_row(*(v if isinstance(v, str) else _n(v) for v in row))
+    return made
+
+
+def funnel(stages: Sequence[Mapping[str, Any]], title: str = "Funnel") -> Table:
+    """Units in = units with rows + empty + filtered + quarantined, stage by stage."""
+    columns = ("stage", "state", "in", "rows out", "empty", "filtered", "quarant.", "kept", "computed", "seconds")
+    names = ("rows_in", "rows_out", "empty", "filtered", "quarantined", "kept", "computed")
+    rows = [[s["name"], s["state"], *(s[n] for n in names), f"{s['seconds'] or 0:.1f}"] for s in stages]
+    return table(title, columns, rows, left=2)
+
+
+def metrics_table(metrics: Mapping[str, float]) -> Table:
+    """The evaluation, one line a metric."""
+    return table("Evaluation", ("metric", "value"), [[k, f"{v:.4g}"] for k, v in metrics.items()])
+
+
+def cause_text(cause: Sequence[Mapping[str, Any]]) -> str:
+    """Causes in words, digests shortened."""
+    parts = [f"{c['leaf']}: {_short(c['was'])} -> {_short(c['now'])}" for c in cause]
+    return "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
+
+
+def _short(value: Any) -> str:
+    text = "not made yet" if value is None else str(value)
+    is_digest = len(text) == 32 and all(c in "0123456789abcdef" for c in text)
+    return text[:8] if is_digest else text

@@ -1,0 +1,161 @@
+"""`plan` and `run`: the verbs that look ahead and the one that works."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from infra.types import UserError
+from pipelines.cli import show
+from pipelines.plan import Ask
+
+
+def ask(
+    only: str | None, start: str | None, to: str | None, force: bool, limit: int | None, refresh: list[str] | None, retry: bool
+) -> Ask:  # fmt: skip
+    """The flags as one value."""
+    if only and (start or to):
+        raise UserError("--only goes with neither --from nor --to: --only S runs S alone, --from S --to T a stretch")
+    return Ask(only, start, to, force, limit, tuple(refresh or ()), retry)
+
+
+def _planner(made: Any, asked: Ask, source: Any) -> Any:
+    from infra.store import check_clauses
+    from pipelines.plan import Planner
+
+    for node in made.graph:
+        if node.select:
+            check_clauses(made.graph.node(node.select.dataset).stage.schema, node.select.clauses)
+            break
+    return Planner(made.graph, made.root, source, asked)
+
+
+def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
+    """Print the plan."""
+    from pipelines.cli.compose import setup, source_of
+
+    made = setup(overrides)
+    source = source_of(made)
+    missing_sample = made.config.source is None and not (made.home / "sample" / "truth.json").exists()
+    planner = _planner(made, asked, None if missing_sample else source)
+    plans = planner.plan_all()
+    stages = [p.to_json() for p in plans]
+    rows = []
+    for p, s in zip(plans, stages, strict=True):
+        state = f"{s['state']} (held; input {s['held']:+,} units since)" if s["held"] else s["state"]
+        rows.append([s["name"], state, *(s[n] for n in ("keep", "compute", "drop")), show.cause_text(s["cause"])])
+        if p.warning:
+            show.err.print(f"note: {p.warning}", style="yellow", markup=False)
+    table = show.table(f"Plan of {made.graph.name}", ("stage", "state", "keep", "compute", "drop", "cause"), rows, left=2)
+    table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
+    show.out(as_json).print(table)
+    if missing_sample:
+        show.err.print("No source is given: `plait run` would first write the sample corpus.", markup=False)
+    if as_json:
+        show.emit({"pipeline": made.graph.name, "key": planner.pipeline_key(plans), "stages": stages})
+
+
+def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
+    """Run the pipeline and print what became of every row."""
+    from pipelines.cli.compose import setup, source_of
+    from pipelines.run import Runner
+
+    made = setup(overrides)
+    source = source_of(made)
+    progress = show.ConsoleProgress()
+    try:
+        if made.config.source is None:
+            _sample(made, progress)
+        planner = _planner(made, asked, source)
+        services = _services(made, source, progress)
+        runner = Runner(planner, services, asked, {"command": sys.argv[1:]})
+        result = runner.run()
+    finally:
+        progress.stop()
+        _stop_ray()
+    console = show.out(as_json)
+    console.print(show.funnel(result.stages))
+    document = result.to_json()
+    _last_words(console, made, document)
+    if as_json:
+        show.emit(document)
+
+
+def _sample(made: Any, progress: Any) -> None:
+    import dataclasses
+
+    from stages import sample_corpus
+
+    if not (made.home / "sample" / "truth.json").exists():
+        progress.note(f"no source is given: writing the sample corpus to {made.home / 'sample' / 'raw'}")
+    sample = dataclasses.asdict(made.config.sample)
+    sample_corpus.write(made.home / "sample" / "raw", made.home / "sample" / "truth.json", **sample)
+
+
+def _services(made: Any, source: Any, progress: Any) -> Any:
+    from pipelines.run import Services
+
+    config = made.config
+
+    def ray() -> Any:
+        from infra.cluster import connect
+
+        return connect(config.cluster.address, config.cluster.workers)
+
+    def tracker() -> Any:
+        if not config.tracking.enabled:
+            return None
+        from infra.tracking import Tracker
+
+        made.home.mkdir(parents=True, exist_ok=True)
+        return Tracker(*tracking_places(made), config.tracking.experiment)
+
+    def cards(store: Any, snapshot: Any, done: Any) -> Any:
+        from dashboards.cards import cards_of
+
+        return cards_of(store, snapshot, done)
+
+    command = shlex.join(["plait", *sys.argv[1:]])
+    return Services(made.root, source, ray, tracker, cards, progress, f"run `{command}` again")
+
+
+def tracking_places(made: Any) -> tuple[str, str | None]:
+    """Tracking URI and, for the database beside the data, where its artifacts go."""
+    uri = made.config.tracking.uri
+    return (uri, None) if uri else (f"sqlite:///{made.home / 'mlflow.db'}", str(made.home / "mlartifacts"))
+
+
+def _stop_ray() -> None:
+    if "ray" in sys.modules:
+        from infra.cluster import disconnect
+
+        disconnect()
+
+
+def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:
+    if document["evaluation"]:
+        console.print()
+        console.print(show.metrics_table(document["evaluation"]))
+    console.print()
+    empty = [s["name"] for s in document["stages"] if s["state"] == "empty"]
+    bad = sum(s["quarantined"] or 0 for s in document["stages"])
+    if document["checkpoint"]:
+        console.print(f"Checkpoint  {document['checkpoint']}", markup=False, soft_wrap=True)
+    if made.config.tracking.enabled:
+        uri = tracking_places(made)[0]
+        command = f"mlflow ui --backend-store-uri {uri}" if "://" in uri and not uri.startswith("http") else uri
+        console.print(f"MLflow      {command}", markup=False, soft_wrap=True)
+    if bad:
+        console.print(f"Quarantine  {bad} units: plait quarantine{_root_hint(made)}", markup=False, soft_wrap=True)
+    if all(s["state"] in ("fresh", "skipped") for s in document["stages"]):
+        console.print("Nothing to do: everything is fresh.", markup=False)
+    if empty:
+        console.print(f"Nothing to work on for {', '.join(empty)}: their inputs have no rows.", markup=False)
+
+
+def _root_hint(made: Any) -> str:
+    if made.config.storage.root:
+        return f" storage=s3 storage.root={made.config.storage.root}"
+    return "" if made.config.root == "plait-data" else f" root={made.config.root}"

@@ -1,0 +1,135 @@
+"""The one border: plain nested values from Hydra become frozen dataclasses that refuse unknown keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from infra.types import UserError
+from pipelines.graph import Node, Placement, Select
+from stages.base import Stage
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Stage)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where datasets and the ledger lie."""
+
+    root: str | None = None
+    """`s3://bucket/prefix`; unset: the local folder `root`."""
+    endpoint: str | None = None
+    """Address of an S3-compatible store; unset: AWS. Credentials come from the environment only."""
+    region: str | None = None
+    source_endpoint: str | None = None
+    """As `endpoint`, for a source on another store."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where stages run; in no key."""
+
+    address: str | None = None
+    """Ray address; unset: RAY_ADDRESS, else a private Ray on this machine."""
+    workers: int | None = None
+    """Actors per row stage; unset: one per CPU."""
+    error_budget: float = 0.5
+    """Share of a stage's units that may be quarantined (beyond the first 20) before the run stops."""
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Placement by stage, over these defaults."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """MLflow."""
+
+    enabled: bool = True
+    uri: str | None = None
+    """Tracking server; unset: `<root>/mlflow.db` beside the data."""
+    experiment: str = "plait"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The sample corpus, written where no source is given."""
+
+    seed: int = 7
+    num_videos: int = 24
+    num_stills: int = 1500
+    num_texts: int = 60
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a pipeline function sees."""
+
+    pipeline: str
+    root: str
+    source: str | None
+    storage: Storage
+    cluster: Cluster
+    tracking: Tracking
+    sample: Sample
+    select: Mapping[str, str]
+    settings: Mapping[str, Mapping[str, Any]]
+    """Stage settings by the dataset's name."""
+
+    def node(self, stage: type[S], *, selected: bool = False) -> Node:
+        """A stage with its settings, its placement and, if `selected`, the pipeline's select."""
+        name = stage.writes
+        built = strict(stage, self.settings.get(name, {}), name)
+        return Node(built, Select("scores", self.select) if selected else None, self.placement(name))
+
+    def placement(self, name: str) -> Placement:
+        """Placement of a stage: the cluster's defaults, then its own."""
+        values: dict[str, Any] = {"error_budget": self.cluster.error_budget}
+        if self.cluster.workers:
+            values["workers"] = self.cluster.workers
+        return strict(Placement, values | dict(self.cluster.stages.get(name, {})), f"cluster.stages.{name}")
+
+
+def strict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A frozen dataclass from plain values; one sentence for an unknown key, a missing one, or a wrong type."""
+    _refuse_unknown(cls, values, where)
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join([where, *(str(p) for p in first["loc"])])
+        if first["type"] == "missing":
+            raise UserError(f"{name} is missing: write {name}=VALUE, or choose a recipe and a scale that set it") from None
+        raise UserError(f"{name}={first['input']!r} is not allowed ({first['msg']})") from None
+
+
+def _refuse_unknown(cls: Any, values: Mapping[str, Any], where: str) -> None:
+    hints = typing.get_type_hints(cls)
+    allowed = [f.name for f in dataclasses.fields(cls) if f.init]
+    for name, value in values.items():
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"its settings are: {', '.join(allowed) or 'none'}"
+            raise UserError(f"{where}.{name} is no setting: {hint}")
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            _refuse_unknown(hints[name], value, f"{where}.{name}")
+
+
+RESERVED = ("pipeline", "root", "source", "storage", "cluster", "tracking", "sample", "select", "recipe", "scale", "trunk")
+
+
+def config_of(plain: Mapping[str, Any]) -> Config:
+    """The whole configuration from Hydra's plain values."""
+    settings = {k: v for k, v in plain.items() if k not in RESERVED}
+    for name, values in settings.items():
+        if not isinstance(values, Mapping):
+            raise UserError(f"{name}={values!r} is no group of settings: settings have a stage's name, as in clips.threshold=30")  # fmt: skip  # noqa: E501
+    values = {k: plain[k] for k in ("pipeline", "root", "source", "storage", "cluster", "tracking", "sample", "select")}
+    for name, part in (("storage", Storage), ("cluster", Cluster), ("tracking", Tracking), ("sample", Sample)):
+        _refuse_unknown(part, values[name], name)
+    return strict(Config, {**values, "settings": settings}, "config")

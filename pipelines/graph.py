@@ -1,0 +1,115 @@
+"""A pipeline: named stages, the select between them, and where they run (which is never part of a key)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from infra.types import UserError
+from stages.base import Edge, JobStage, RowStage, Stage
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a stage runs. Changes nothing in its results, and so is in no key."""
+
+    workers: int = 2
+    """Actors for a row stage; training workers for a job stage that starts its own."""
+    cpus: float = 1.0
+    """CPUs per actor."""
+    gpus: float = 0.0
+    """GPUs per actor."""
+    batch_rows: int = 16
+    """Rows handed to `process` at once."""
+    shard_rows: int = 64
+    """Units per shard: aim at one to five minutes of work."""
+    deadline_s: float = 300.0
+    """Longest a row may take; a batch gets this times its rows."""
+    error_budget: float = 0.5
+    """Share of units that may be quarantined (beyond the first 20) before the run stops."""
+
+
+@dataclass(frozen=True)
+class Select:
+    """Named SQL clauses over the rows of `dataset`; a unit passes when all are true of the row it is a parent of."""
+
+    dataset: str
+    clauses: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage in its place."""
+
+    stage: Stage
+    select: Select | None = None
+    """Applied to the stage's gated row edges."""
+    placement: Placement = field(default_factory=Placement)
+
+    @property
+    def name(self) -> str:
+        """A stage is called by the dataset it writes."""
+        return self.stage.writes
+
+    def gate(self, edge: Edge) -> Select | None:
+        """The select that applies to an edge: the pipeline's, where the edge's rows are what the select's rows score."""
+        return self.select if self.select and edge.gated and edge.role == "rows" else None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in an order in which every input comes before its reader; each dataset has exactly one writer."""
+
+    name: str
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for node in self.nodes:
+            if node.name in seen:
+                raise UserError(f"pipeline {self.name} writes {node.name} twice: each dataset has one writer")
+            wanted = {edge.dataset for edge in node.stage.inputs} | ({node.select.dataset} if node.select else set())
+            missing = sorted(wanted - seen)
+            if missing:
+                raise UserError(f"{node.name} reads {', '.join(missing)}, which no earlier stage of {self.name} writes")
+            if not isinstance(node.stage, RowStage | JobStage):
+                raise UserError(f"{node.name} is no stage: derive it from RowStage or JobStage")
+            seen.add(node.name)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    @property
+    def names(self) -> list[str]:
+        """The datasets, in order."""
+        return [node.name for node in self.nodes]
+
+    def node(self, name: str) -> Node:
+        """The node that writes a dataset, or a sentence with the names that exist."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise UserError(f"{name!r} is no stage of {self.name}: choose among {', '.join(self.names)}")
+
+    def inputs_of(self, name: str) -> list[str]:
+        """The datasets that a stage reads, the select's included."""
+        node = self.node(name)
+        names = [edge.dataset for edge in node.stage.inputs]
+        return list(dict.fromkeys(names + ([node.select.dataset] if node.select else [])))
+
+    def downstream_of(self, name: str) -> set[str]:
+        """A stage and all that depend on it."""
+        self.node(name)
+        found = {name}
+        for node in self.nodes:
+            if found & set(self.inputs_of(node.name)):
+                found.add(node.name)
+        return found
+
+    def upstream_of(self, name: str) -> set[str]:
+        """A stage and all that it depends on."""
+        found = {name}
+        for node in reversed(self.nodes):
+            if node.name in found:
+                found |= set(self.inputs_of(node.name))
+        return found

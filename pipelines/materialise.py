@@ -1,0 +1,292 @@
+"""From a plan to a `done`: claim, shards, actors, verify, commit, tag, done. Each arrow survives a kill.
+
+The order of the writes is the protocol (ARCHITECTURE, section 4); what a crash leaves behind is found again by
+name: shards by `shard.N.i`, our own commit by its stamp, a published truth by `done.N`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.actors import Pool
+from infra.bucket import Bucket
+from infra.checkpoints import CheckpointFolder
+from infra.ledger import Claim, Folder
+from infra.store import Store
+from infra.types import RunError, Snapshot, now_utc
+from pipelines import rest, shards
+from pipelines.job import EngineJob
+from pipelines.key import RowKeys
+from pipelines.plan import Planner, StagePlan
+from pipelines.units import Base, compare
+from pipelines.worker import ShardWorker
+from stages.base import JobStage, Row, RowStage
+
+JOB_ROWS_PER_FRAGMENT = 4096
+BUDGET_FLOOR_UNITS = 20
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a run works: everything but the plan."""
+
+    planner: Planner
+    root: Bucket
+    source: Bucket | None
+    run_id: str
+    resume: str
+    """The command that goes on after a failure."""
+    pool: Callable[[StagePlan], Pool]
+    release_pools: Callable[[], None]
+    show: Callable[[str, int, int, str], None]
+    """Progress: stage, done, total, what."""
+
+    current: Mapping[str, Snapshot | None]
+    """The snapshots that this run stands on so far."""
+
+    @property
+    def store(self) -> Store:
+        """The datasets of the root."""
+        return self.planner.store
+
+    def where_raw_lies(self) -> Snapshot | None:
+        """The newest listing: raw content is found there by digest, so a moved file costs nothing."""
+        listed = next(node.name for node in self.planner.graph if not node.stage.inputs)
+        return self.current[listed]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A materialisation after this run worked on it."""
+
+    done: dict[str, Any]
+    computed: int
+    adopted: bool = False
+    job: EngineJob | None = None
+
+
+def materialise(site: Site, plan: StagePlan) -> Made:
+    """Bring one planned stage to its `done`, alone or after whoever holds the claim."""
+    assert plan.key is not None
+    folder = site.planner.ledger.folder(plan.name, plan.key)
+    folder.put("key.json", {"dataset": plan.name, "key": plan.key, "tree": plan.tree, "notes": plan.notes})
+    last_done = folder.last("done")
+    claim = Claim(folder, site.run_id)
+    waiting = lambda holder: site.show(plan.name, 0, 0, f"waiting for {holder['host']}, process {holder['pid']}")  # noqa: E731
+    if not claim.wait(on_wait=waiting, published=last_done):
+        return Made(_must(folder.done()), 0, adopted=True)
+    try:
+        started = time.monotonic()
+        stage = plan.node.stage
+        made = _run_rows(site, plan, folder) if isinstance(stage, RowStage) else _run_job(site, plan, folder)
+        seconds = round(time.monotonic() - started, 3)
+        done = made.done | {"seconds": seconds, "kept": plan.keep or 0, "computed": made.computed, "at": now_utc()}
+        return _publish_done(folder, done, made)
+    finally:
+        claim.release()
+
+
+def _publish_done(folder: Folder, done: dict[str, Any], made: Made) -> Made:
+    number = folder.last("done") + 1
+    if folder.put(f"done.{number}", done | {"number": number}):
+        return Made(_must(folder.done()), made.computed, job=made.job)
+    return Made(_must(folder.done()), made.computed, adopted=True)
+
+
+def _must(done: dict[str, Any] | None) -> dict[str, Any]:
+    assert done is not None
+    return done
+
+
+# --- row stages --------------------------------------------------------------------------------------------
+
+
+def _run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
+    shard_plan = _open_plan(site, plan, folder)
+    computed = _run_shards(site, plan, folder, shard_plan)
+    results = [_must(folder.get(f"shard.{shard_plan.number}.{i}")) for i in range(len(shard_plan.shards))]
+    staged = [f for r in results for f in r["fragments"]]
+    if not site.store.intact(plan.name, staged):
+        _replan(site, folder, plan.name, shard_plan, results)
+        return _run_rows(site, plan, folder)
+    base = _base(site, plan, shard_plan)
+    wanted = pa.concat_arrays([u.keys for u in plan.units])
+    version, carried = _commit(site, plan, shard_plan, staged, base, wanted)
+    snapshot = site.store.snapshot(plan.name, version)
+    left = rest.join([rest.from_rows([e for r in results for e in r["rest"]]), carried, *(rest.from_select(u.gated_out) for u in plan.units)])  # fmt: skip  # noqa: E501
+    units_in = len(wanted) + sum(u.gated_out.num_rows for u in plan.units)
+    _conserve(site, plan.name, snapshot, units_in, left)
+    return Made(_done(site, plan, folder, snapshot, shard_plan.number, left, units_in), computed)
+
+
+def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
+    """The unfinished plan of this key, or a new one."""
+    done = folder.done()
+    number = folder.last("plan")
+    if number <= (done["plan"] if done else 0):
+        number += 1
+        head = site.store.head(plan.name)
+        data = shards.make(plan, number, head, plan.node.placement.shard_rows)
+        folder.put_bytes(f"plan.{number}", data)
+    return shards.read(folder, number)
+
+
+def _replan(site: Site, folder: Folder, dataset: str, old: shards.ShardPlan, results: Sequence[Mapping[str, Any]]) -> None:
+    """Files of finished shards have vanished: the same shards under the next number, keeping the intact ones."""
+    number = old.number + 1
+    for i, result in enumerate(results):
+        if site.store.intact(dataset, result["fragments"]):
+            folder.put(f"shard.{number}.{i}", result)
+    folder.put_bytes(f"plan.{number}", folder.get_bytes(f"plan.{old.number}"))
+
+
+def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.ShardPlan) -> int:
+    names = folder.names()
+    todo = [(i, units) for i, units in enumerate(shard_plan.shards) if f"shard.{shard_plan.number}.{i}" not in names]
+    if not todo:
+        return 0
+    stage, placement = plan.node.stage, plan.node.placement
+    assert isinstance(stage, RowStage)
+    edges = tuple(shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "rows")
+    sides = {e.dataset: shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "side"}
+    files = site.where_raw_lies() if stage.reads_raw and stage.inputs else None
+    worker = ShardWorker(stage, plan.recipe, site.root, site.source, edges, sides, files, placement.batch_rows, placement.deadline_s)  # fmt: skip  # noqa: E501
+    tally = {"units": 0, "bad": 0, "total": sum(len(u) for _, u in todo)}
+
+    def on_shard(number: int, parts: list[dict[str, Any]]) -> None:
+        result = {name: sum((p[name] for p in parts), [] if name in ("fragments", "rest") else 0) for name in parts[0]}
+        folder.put(f"shard.{shard_plan.number}.{number}", result)
+        tally["units"] += result["units"]
+        tally["bad"] += sum(e["state"] == "quarantined" for e in result["rest"])
+        site.show(plan.name, tally["units"], tally["total"], "")
+        if tally["bad"] > max(BUDGET_FLOOR_UNITS, placement.error_budget * tally["total"]):
+            raise RunError(f"{plan.name} quarantined {tally['bad']} of {tally['units']} units, over its error budget ({placement.error_budget:.0%}): look at `plait quarantine {plan.name}`, then fix the cause or raise cluster.error_budget")  # fmt: skip  # noqa: E501
+
+    site.show(plan.name, 0, tally["total"], "")
+    sentences = site.pool(plan).map(f"{plan.key}.{shard_plan.number}", worker, todo, on_shard)
+    if sentences:
+        raise RunError(f"{plan.name} left {len(sentences)} of {len(todo)} shards undone ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
+    return tally["units"]
+
+
+def _base(site: Site, plan: StagePlan, shard_plan: shards.ShardPlan) -> Base | None:
+    """The base that the plan file names, which a resumed run must use even if a newer one exists by now."""
+    if shard_plan.base is None:
+        return None
+    if plan.base and plan.base.snapshot.version == shard_plan.base_version:
+        return plan.base
+    done = next(d for d in site.planner.ledger.history(plan.name, shard_plan.base) if d["snapshot"]["version"] == shard_plan.base_version)  # fmt: skip  # noqa: E501
+    return site.planner.base(done)
+
+
+def _commit(
+    site: Site, plan: StagePlan, shard_plan: shards.ShardPlan, staged: list[str], base: Base | None, wanted: pa.Array
+) -> tuple[int, pa.Table]:
+    """Publish the version; also the part of the base's rest that still counts."""
+    stamp = f"{plan.key}.{shard_plan.number}"
+    own = plan.node.stage.schema
+    if base is None:
+        return site.store.publish_full(plan.name, own, staged, stamp, shard_plan.head), rest.EMPTY
+    difference = compare(wanted, base)
+    tried_again = pc.is_in(difference.kept_rest["unit"], value_set=shard_plan.keys)
+    carried = difference.kept_rest.filter(pc.invert(tried_again))
+    if not staged and not len(difference.drop):
+        return base.snapshot.version, carried
+    dropped = site.store.addresses(base.snapshot, difference.drop)
+    return site.store.publish_incremental(base.snapshot, dropped, staged, stamp), carried
+
+
+def _conserve(site: Site, name: str, snapshot: Snapshot, units_in: int, left: pa.Table) -> None:
+    """Units in = units with rows + empty + filtered + quarantined."""
+    parents = site.store.scan(snapshot, ["parents"])["parents"]
+    with_rows = len(pc.unique(pc.list_element(parents, 0))) if len(parents) else 0
+    if with_rows + left.num_rows != units_in or len(left["unit"].unique()) != left.num_rows:
+        raise RunError(f"{name} lost count: {units_in} units in, {with_rows} with rows and {left.num_rows} without; nothing was published, report this with `plait why {name}`")  # fmt: skip  # noqa: E501
+
+
+def _done(
+    site: Site, plan: StagePlan, folder: Folder, snapshot: Snapshot, number: int, left: pa.Table, units_in: int
+) -> dict[str, Any]:
+    site.store.tag(snapshot, f"m.{plan.key}.{number}")
+    rest_name = f"rest.{number}"
+    folder.put_bytes(rest_name, rest.to_bytes(left))
+    return {
+        "dataset": plan.name,
+        "key": plan.key,
+        "recipe": plan.recipe,
+        "plan": number,
+        "why": plan.cause[0]["leaf"] if plan.cause and plan.cause[0]["leaf"] in ("force", "retry_quarantined") else "made",
+        "snapshot": snapshot.to_json(),
+        "inputs": _inputs(plan),
+        "rest": rest_name,
+        "reasons": rest.by_reason(left),
+        "rows_in": units_in,
+        "rows_out": snapshot.rows,
+        **rest.counts(left),
+        "run_id": site.run_id,
+        "state": "done",
+        "metrics": {},
+    }
+
+
+def _inputs(plan: StagePlan) -> dict[str, Any]:
+    """Every input with its pinned snapshot and what it gave to the key."""
+    found: dict[str, Any] = {}
+    for name, snapshot in plan.snapshots.items():
+        units = next((u for u in plan.units if u.dataset == name), None)
+        digest = units.digest if units is not None else snapshot.digest
+        count = len(units.keys) if units is not None else snapshot.rows
+        found[name] = {"snapshot": snapshot.to_json(), "digest": digest, "units": count}
+    return found
+
+
+# --- job stages --------------------------------------------------------------------------------------------
+
+
+def _run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
+    number = folder.last("done") + 1
+    edges = {u.dataset: u for u in plan.units}
+    sides = [e.dataset for e in plan.node.stage.inputs if e.role == "side"]
+    empty = not any(len(u.keys) for u in plan.units) or any(plan.snapshots[s].rows == 0 for s in sides)
+    checkpoints = CheckpointFolder(site.root, f"checkpoints/{plan.name}/{plan.key}.{number}")
+    scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
+    show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731
+    job = EngineJob(site.root, scratch, plan.node.placement.workers, checkpoints, plan.snapshots, edges, show)
+    try:
+        stage = plan.node.stage
+        assert isinstance(stage, JobStage)
+        head = site.store.head(plan.name)
+        site.release_pools()
+        staged = [] if empty else _stage_job(site, plan, stage.run(job))
+        version = site.store.publish_full(plan.name, stage.schema, staged, f"{plan.key}.{number}", head)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    snapshot = site.store.snapshot(plan.name, version)
+    left = rest.from_rows(job.rejected)
+    units_in = sum(len(u.keys) for u in plan.units)
+    done = _done(site, plan, folder, snapshot, number, left, units_in)
+    done |= {"state": "empty" if empty else "done", "metrics": job.final}
+    return Made(done, 0 if empty else 1, job=job)
+
+
+def _stage_job(site: Site, plan: StagePlan, rows: Iterator[Row]) -> list[str]:
+    keys = RowKeys(plan.node.stage, plan.recipe)
+    own = plan.node.stage.schema
+    staged: list[str] = []
+    batch: list[Row] = []
+    for row in rows:
+        parents = list(row["parents"])
+        batch.append({"label": plan.name, **row, "key": keys.next(parents, row), "parents": parents})
+        if len(batch) >= JOB_ROWS_PER_FRAGMENT:
+            staged += site.store.stage(plan.name, batch, own).fragments
+            batch = []
+    return staged + list(site.store.stage(plan.name, batch, own).fragments)

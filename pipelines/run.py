@@ -1,0 +1,202 @@
+"""Run a pipeline: plan each stage over what stands, materialise what is stale, tell MLflow, keep the record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from infra.actors import Pool
+from infra.bucket import Bucket
+from infra.ledger import snapshot_of
+from infra.types import PlaitError, Snapshot, now_utc
+from pipelines.materialise import Made, Site, materialise
+from pipelines.plan import Ask, Planner, StagePlan
+from pipelines.report import entry, report_of
+
+Cards = Callable[[Any, Snapshot, Mapping[str, Any]], Mapping[str, bytes]]
+
+
+class Progress(Protocol):
+    """What a run shows while it works."""
+
+    def stage(self, name: str, done: int, total: int, what: str) -> None:
+        """Units done of a stage."""
+        ...
+
+    def finished(self, entry: Mapping[str, Any]) -> None:
+        """A stage has ended."""
+        ...
+
+    def note(self, sentence: str) -> None:
+        """A sentence for the person."""
+        ...
+
+
+@dataclass
+class Services:
+    """The outside world of a run; each is made when it is first needed."""
+
+    root: Bucket
+    source: Bucket | None
+    ray: Callable[[], Any]
+    tracker: Callable[[], Any]
+    cards: Cards
+    progress: Progress
+    resume: str
+    pools: dict[tuple[float, float], Pool] = field(default_factory=dict)
+    _tracker: Any = None
+
+    def pool(self, plan: StagePlan) -> Pool:
+        """Actors of the stage's size, shared by all stages of that size."""
+        placement = plan.node.placement
+        size = (placement.cpus, placement.gpus)
+        if size not in self.pools:
+            self.ray()
+            self.pools[size] = Pool(placement.workers, *size)
+        return self.pools[size]
+
+    def release_pools(self) -> None:
+        """Stop all actors, so that a job stage has the machine."""
+        for pool in self.pools.values():
+            pool.close()
+        self.pools = {}
+
+
+@dataclass
+class Result:
+    """What a run did, as `--json` prints it."""
+
+    run_id: str
+    root: str
+    ok: bool = True
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `run` and `status`."""
+        by_name = {s["name"]: s for s in self.stages}
+        found = {
+            "ok": self.ok,
+            "run_id": self.run_id,
+            "root": self.root,
+            "stages": [{k: v for k, v in s.items() if k not in ("metrics", "key", "reasons")} for s in self.stages],
+            "evaluation": by_name.get("evals", {}).get("metrics", {}),
+            "checkpoint": by_name.get("model", {}).get("checkpoint"),
+        }
+        return found | ({"error": self.error} if self.error else {})
+
+
+class Runner:
+    """One pipeline run."""
+
+    def __init__(self, planner: Planner, services: Services, ask: Ask, record: Mapping[str, Any]) -> None:
+        self.planner = planner
+        self.services = services
+        self.ask = ask
+        self.record = dict(record)
+        self.run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}"
+        self.current: dict[str, Snapshot | None] = {}
+        self.result = Result(self.run_id, services.root.uri)
+
+    def run(self) -> Result:
+        """Every stage in order; the first error ends the run with its sentence, and what is published stays."""
+        try:
+            for node in self.planner.graph:
+                plan = self.planner.plan(node, self.current)
+                if plan.warning:
+                    self.services.progress.note(plan.warning)
+                self._stage(plan)
+        except PlaitError as error:
+            self.result.ok, self.result.error = False, str(error)
+            raise
+        finally:
+            self.services.release_pools()
+            self._write_record()
+            if self.services._tracker is not None:
+                self.services._tracker.end(self.result.ok)
+        return self.result
+
+    def _stage(self, plan: StagePlan) -> None:
+        if plan.state == "unknown":
+            raise PlaitError(f"{plan.name} cannot be planned: {plan.cause[0]['leaf']} has never been made")
+        if plan.state in ("fresh", "skipped"):
+            snapshot = self.planner.standing(plan, self.current)
+            self.current[plan.name] = snapshot
+            done = plan.done or self._standing_done(plan, snapshot)
+            self._add(plan, done, plan.state, 0, plan.keep or 0)
+            return
+        try:
+            made = materialise(self._site(), plan)
+        except PlaitError as error:
+            self.result.stages.append(entry(plan, None, "failed", 0, 0, None) | {"error": str(error)})
+            raise
+        self.planner.forget_cache()
+        self.current[plan.name] = snapshot_of(made.done)
+        self._tell(plan, made)
+        kept = (plan.keep or 0) if not made.adopted else made.done["rows_in"]
+        self._add(plan, made.done, made.done["state"], made.computed, kept)
+
+    def _standing_done(self, plan: StagePlan, snapshot: Snapshot | None) -> dict[str, Any] | None:
+        dones = self.planner.ledger.dones(plan.name)
+        return next((d for d in reversed(dones) if snapshot and d["snapshot"]["version"] == snapshot.version), None)
+
+    def _add(self, plan: StagePlan, done: dict[str, Any] | None, state: str, computed: int, kept: int) -> None:
+        told = self._told(done)
+        new = entry(plan, done, state, computed, kept, told)
+        if done and plan.name == "model" and done["snapshot"]["rows"]:
+            new["checkpoint"] = self.last_checkpoint(snapshot_of(done))
+        self.result.stages.append(new)
+        self.services.progress.finished(new)
+
+    def last_checkpoint(self, snapshot: Snapshot) -> str:
+        """Address of the manifest of the highest step."""
+        table = self.planner.store.scan(snapshot, ["step", "manifest"]).sort_by("step")
+        return self.services.root.url(table["manifest"][table.num_rows - 1].as_py())
+
+    def _told(self, done: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if not done:
+            return None
+        return self.planner.ledger.folder(done["dataset"], done["key"]).get(f"told.{done['number']}")
+
+    def _tell(self, plan: StagePlan, made: Made) -> None:
+        if self._told(made.done):
+            return
+        tracker = self._tracker()
+        if tracker is None:
+            return
+        models = {n: self._told_model(n) for n in plan.snapshots if n in ("model", "tokenizer")}
+        cards = self.services.cards(self.planner.store, snapshot_of(made.done), made.done)
+        report = report_of(self.planner, plan, made, cards, {n: m for n, m in models.items() if m})
+        told = tracker.stage(report)
+        if told:
+            folder = self.planner.ledger.folder(plan.name, made.done["key"])
+            folder.put(f"told.{made.done['number']}", told)
+        elif tracker.trouble:
+            self.services.progress.note(f"{tracker.trouble}; the run goes on, the ledger has the truth")
+
+    def _told_model(self, dataset: str) -> str | None:
+        snapshot = self.current.get(dataset)
+        for done in reversed(self.planner.ledger.dones(dataset)):
+            told = self._told(done)
+            if snapshot and done["snapshot"]["version"] == snapshot.version and told and told["models"]:
+                return told["models"][max(told["models"], key=int)]
+        return None
+
+    def _tracker(self) -> Any:
+        if self.services._tracker is None:
+            self.services._tracker = self.services.tracker()
+            if self.services._tracker is not None:
+                tags = {"plait.run_id": self.run_id, "plait.pipeline": self.planner.graph.name}
+                self.services._tracker.start(f"{self.planner.graph.name} {self.run_id}", tags)
+        return self.services._tracker
+
+    def _site(self) -> Site:
+        services = self.services
+        return Site(self.planner, services.root, services.source, self.run_id, services.resume, services.pool, services.release_pools, services.progress.stage, self.current)  # fmt: skip  # noqa: E501
+
+    def _write_record(self) -> None:
+        document = {**self.record, **self.result.to_json(), "at": now_utc(), "pipeline": self.planner.graph.name}
+        document["stages"] = self.result.stages
+        self.planner.ledger.record_run(self.run_id, document)

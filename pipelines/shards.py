@@ -1,0 +1,96 @@
+"""The plan file of a materialisation: which units go to which shard, at which pinned inputs.
+
+A pure function of the key and the inputs; kept in the ledger, so that a resumed run with other workers goes on
+with the same shards. Parquet: one row per unit to compute; the header is JSON in the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.ledger import Folder
+from infra.store import key_words
+from infra.types import Snapshot
+from pipelines.plan import LISTING, StagePlan
+from pipelines.worker import Unit
+
+HEADER = b"plait.plan"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A plan as written: header and units by shard."""
+
+    number: int
+    inputs: Mapping[str, Snapshot]
+    base: str | None
+    """Key of the materialisation whose rows are kept, if any."""
+    base_version: int
+    head: int
+    """The dataset's version when the plan was made: our commit can only be later."""
+    keys: pa.Array
+    """Names of all units to compute."""
+    shards: tuple[tuple[Unit, ...], ...]
+
+
+def make(plan: StagePlan, number: int, head: int, shard_rows: int) -> bytes:
+    """The plan file: units to compute in order of their keys (which are uniform, so shards are mixed alike)."""
+    edges = np.concatenate([np.full(len(u.keys), i, np.int32) for i, u in enumerate(plan.units)] or [np.zeros(0, np.int32)])
+    positions = np.concatenate([u.positions for u in plan.units] or [np.zeros(0, np.int64)])
+    keys = pa.concat_arrays([u.keys for u in plan.units])
+    compute = plan.difference.compute if plan.difference is not None else np.arange(len(keys))
+    words = key_words(keys.take(pa.array(compute)))
+    compute = compute[np.lexsort((words[:, 1], words[:, 0]))]
+    at = pa.array(compute)
+    table = pa.table(
+        {
+            "shard": pa.array(np.arange(len(compute)) // max(1, shard_rows), pa.int32()),
+            "edge": pa.array(edges[compute]),
+            "position": pa.array(positions[compute]),
+            "key": keys.take(at),
+        }
+    )
+    if plan.listing is not None:
+        for name in ("path", "size_bytes", "stamp"):
+            table = table.append_column(name, plan.listing[name].combine_chunks().take(pa.array(positions[compute])))
+    header = {
+        "number": number,
+        "inputs": {name: s.to_json() for name, s in plan.snapshots.items()},
+        "base": plan.base.done["key"] if plan.base else None,
+        "base_version": plan.base.snapshot.version if plan.base else 0,
+        "head": head,
+        "listing": plan.listing is not None,
+    }
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({HEADER: json.dumps(header).encode()}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read(folder: Folder, number: int) -> ShardPlan:
+    """Read `plan.N` back."""
+    table = pq.read_table(io.BytesIO(folder.get_bytes(f"plan.{number}")))
+    header = json.loads(table.schema.metadata[HEADER])
+    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
+    shards: dict[int, list[Unit]] = {}
+    for i, shard in enumerate(columns["shard"]):
+        unit: Unit = (columns["edge"][i], columns["position"][i])
+        if header["listing"]:
+            unit = (LISTING, columns["path"][i], columns["size_bytes"][i], columns["stamp"][i], columns["key"][i])
+        shards.setdefault(shard, []).append(unit)
+    return ShardPlan(
+        number,
+        {name: Snapshot(**s) for name, s in header["inputs"].items()},
+        header["base"],
+        header["base_version"],
+        header["head"],
+        table["key"].combine_chunks() if table.num_rows else pa.array([], pa.binary(16)),
+        tuple(tuple(shards[i]) for i in sorted(shards)),
+    )

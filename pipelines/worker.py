@@ -1,0 +1,137 @@
+"""What runs inside an actor for a row stage: read units, process, name the rows, stage their fragments."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from infra.bucket import Bucket
+from infra.checkpoints import download
+from infra.listing import SourceFile
+from infra.store import Store
+from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
+from pipelines.key import RowKeys
+from stages.base import RowStage
+
+Unit = tuple[Any, ...]
+"""(edge number, position in the edge's snapshot), or ("listing", path, size, stamp, key)."""
+
+MAX_ERROR_CHARS = 4000
+
+
+def fetch_checkpoint(root: Bucket, snapshot: Snapshot, folder: Path) -> Path:
+    """Copy the verified files of a checkpoint dataset's last row (highest step) into a folder."""
+    table = Store(root).scan(snapshot, ["step", "manifest", "manifest_sha256"]).sort_by("step")
+    last = table.slice(table.num_rows - 1).to_pylist()[0]
+    download(root, last["manifest"], folder, last["manifest_sha256"])
+    return folder
+
+
+@dataclass
+class SideKit:
+    """The `Kit` that a stage sees in `setup`: its side inputs."""
+
+    root: Bucket
+    sides: Mapping[str, Snapshot]
+    _folders: list[tempfile.TemporaryDirectory] = field(default_factory=list)
+
+    def checkpoint(self, dataset: str) -> Path:
+        """Local folder with the verified files of a side checkpoint; it lives as long as the worker."""
+        folder = tempfile.TemporaryDirectory(prefix="plait-side-")
+        self._folders.append(folder)
+        return fetch_checkpoint(self.root, self.sides[dataset], Path(folder.name))
+
+    def rows(self, dataset: str, columns: Sequence[str]) -> pa.Table:
+        """All rows of a side input."""
+        return Store(self.root).scan(self.sides[dataset], list(columns))
+
+
+@dataclass
+class ShardWorker:
+    """Processes shards of one materialisation."""
+
+    stage: RowStage
+    recipe: str
+    root: Bucket
+    source: Bucket | None
+    inputs: tuple[Snapshot, ...]
+    """Snapshots of the stage's row edges, in their order."""
+    sides: Mapping[str, Snapshot]
+    files: Snapshot | None
+    """Where raw content lies today; never part of a key, so that moved files cost nothing."""
+    batch_rows: int
+    deadline_s: float
+
+    def setup(self) -> None:
+        """Load what the stage needs."""
+        self.kit = SideKit(self.root, self.sides)
+        self.tools = self.stage.setup(self.kit)
+        self.store = Store(self.root)
+        self.keys = RowKeys(self.stage, self.recipe)
+
+    def load(self, units: Sequence[Unit]) -> list[Row]:
+        """One row per unit, in order."""
+        rows: list[Row | None] = [None] * len(units)
+        edges = [e for e in self.stage.inputs if e.role == "rows"]
+        for number, edge in enumerate(edges):
+            at = [i for i, unit in enumerate(units) if unit[0] == number]
+            columns = list(dict.fromkeys(["key", "label", edge.unit, *edge.columns]))
+            table = self.store.take(self.inputs[number], [units[i][1] for i in at], columns) if at else None
+            for i, row in zip(at, table.to_pylist() if table else [], strict=True):
+                rows[i] = {**row, "dataset": edge.dataset, "unit_key": row[edge.unit]}
+        for i, unit in enumerate(units):
+            if unit[0] == "listing":
+                _, path, size_bytes, stamp, key = unit
+                rows[i] = {"path": path, "size_bytes": size_bytes, "stamp": stamp, "label": path, "unit_key": key}
+        loaded = [row for row in rows if row is not None]
+        if self.stage.reads_raw:
+            self._locate(loaded)
+        return loaded
+
+    def _locate(self, rows: Sequence[Row]) -> None:
+        assert self.source is not None
+        paths = self._paths({row["digest"] for row in rows if "path" not in row})
+        for row in rows:
+            row["raw"] = SourceFile(self.source, row.get("path") or paths[row["digest"]], row.get("digest"))
+
+    def _paths(self, digests: set[str]) -> dict[str, str]:
+        if not digests:
+            return {}
+        assert self.files is not None
+        quoted = ", ".join(f"'{d}'" for d in sorted(digests))
+        table = self.store.scan(self.files, ["digest", "path"], f"digest in ({quoted})")
+        return dict(zip(table["digest"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+    def process(self, rows: Sequence[Row]) -> Sequence[Outcome]:
+        """The stage's own method, and nothing else."""
+        return self.stage.process(rows, self.tools)
+
+    def finish(self, units: Sequence[Unit], rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        """Stage what was made; count the rest."""
+        made: list[Row] = []
+        left: list[dict[str, Any]] = []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            parents = [row["unit_key"]]
+            if isinstance(outcome, list) and outcome:
+                for key, new in zip(self.keys.assign(parents, outcome), outcome, strict=True):
+                    made.append({"label": row["label"], **new, "key": key, "parents": parents})
+            else:
+                left.append(_left(row, outcome))
+        staged = self.store.stage(self.stage.writes, made, self.stage.schema)
+        return {"fragments": list(staged.fragments), "rows": staged.rows, "units": len(rows), "rest": left}
+
+
+def _left(row: Row, outcome: Outcome) -> dict[str, Any]:
+    entry = {"unit": row["unit_key"].hex(), "label": row["label"], "error": None, "attempt": 1}
+    if isinstance(outcome, Filtered):
+        return {**entry, "state": "filtered", "reason": outcome.reason}
+    if isinstance(outcome, BadRow):
+        failure = outcome.failure  # type: ignore[attr-defined]
+        error = failure.error[-MAX_ERROR_CHARS:]
+        return {**entry, "state": "quarantined", "reason": str(outcome), "error": error, "attempt": failure.attempts}
+    return {**entry, "state": "empty", "reason": None}

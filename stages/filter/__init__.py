@@ -1,0 +1,1 @@
+"""Scores of clips: one decode, several measures, no verdict."""

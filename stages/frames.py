@@ -1,0 +1,74 @@
+"""From the bytes of a clip to the frames a vision tokenizer sees: one place, for training and for extraction.
+
+A still is one frame. A video clip is `frames` frames, the middles of that many equal parts of its *decoded* length.
+Every frame is scaled so that its short side is `size` (area averaging when shrinking), then cut to the centre.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.types import BadRow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def prepare(media: bytes, source_kind: str, frames: int, size: int) -> NDArray[np.uint8]:
+    """Frames (T, size, size, 3) of RGB, 0 to 255; T is 1 for a still. Raises BadRow where nothing decodes."""
+    pictures = [_still(media)] if source_kind == "image" else _sampled(media, frames)
+    return np.stack([_square(picture, size) for picture in pictures])
+
+
+def to_png(picture: NDArray[np.uint8], scale: int = 1) -> bytes:
+    """PNG of a picture (H, W, 3), each pixel drawn `scale` times."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(picture.repeat(scale, 0).repeat(scale, 1)).save(out, "png")
+    return out.getvalue()
+
+
+def mosaic(pictures: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """One picture (rows*H, columns*W, 3) of many (N, H, W, 3), row by row, black where none is left."""
+    n, h, w, _ = pictures.shape
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * columns, h, w, 3), np.uint8)
+    sheet[:n] = pictures
+    return sheet.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
+
+
+def _still(media: bytes) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(media)).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise BadRow(f"still image cannot be decoded ({error}); look at its source file") from error
+
+
+def _sampled(media: bytes, frames: int) -> list[Image]:
+    import av
+
+    try:
+        with av.open(io.BytesIO(media)) as film:
+            decoded = [frame.to_image() for frame in film.decode(video=0)]
+    except av.FFmpegError as error:
+        raise BadRow(f"video clip cannot be decoded ({error}); look at its source file") from error
+    if not decoded:
+        raise BadRow("video clip has no frame that decodes; look at its source file")
+    return [decoded[(2 * place + 1) * len(decoded) // (2 * frames)] for place in range(frames)]
+
+
+def _square(picture: Image, size: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    short = min(picture.size)
+    width, height = (max(size, round(side * size / short)) for side in picture.size)
+    scaled = picture.resize((width, height), Image.Resampling.BOX if short >= size else Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(scaled, np.uint8)[top : top + size, left : left + size]

@@ -1,0 +1,265 @@
+"""From what lies in the source to one row per distinct content: `files`, then `videos`, `images`, `texts`.
+
+Headers lie, so videos are decoded to the end, and every number is what was decoded. Each file ends as a row, as
+filtered (a kind that plait does not read) or in quarantine with a sentence that a person can act on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from stages import media
+from stages.base import BadRow, Edge, Filtered, Outcome, Row, RowStage, held_out
+
+VIDEO = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "m2ts", "flv", "wmv", "ogv", "3gp", "mxf", "gif")  # fmt: skip
+IMAGE = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif", "ppm", "pgm")
+TEXT = ("txt", "md", "text")
+KINDS = {suffix: kind for kind, suffixes in (("video", VIDEO), ("image", IMAGE), ("text", TEXT)) for suffix in suffixes}
+
+_CHUNK = 1 << 20
+_REGULAR = 0.25
+"""A gap between frames that differs from the median by more than this share makes the frame rate variable.
+Millisecond time stamps (WebM) of a regular film differ by at most 1 ms, 6 % at 60 frames a second."""
+_LOST = 0.02
+"""Missing frames above this share (and above 1) are worth a warning where the header counts frames; durations
+only (WebM, MPEG) are trusted to 10 %: they cover the sound too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(RowStage):
+    """One row per object of the source as listed. Its units come from the engine's listing, not from a dataset.
+
+    The kind goes by the suffix alone; whether the content is what the suffix says is found by the stage of that
+    kind. A suffix that plait does not read is filtered, with the list of those it does.
+    """
+
+    writes: ClassVar[str] = "files"
+    content: ClassVar[tuple[str, ...] | None] = ("path", "digest")
+    reads_raw: ClassVar[bool] = True
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("path", pa.string()),
+            ("size_bytes", pa.int64()),
+            ("stamp", pa.string()),
+            ("digest", pa.string()),
+            ("kind", pa.string()),
+            ("unit", pa.binary(16)),
+        ]
+    )
+
+    def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """Hash each file; the SHA-256 is streamed, 1 MiB at a time."""
+        return [_listed(row) for row in rows]
+
+
+def _listed(row: Row) -> Outcome:
+    suffix = PurePosixPath(row["path"]).suffix.lower().lstrip(".")
+    kind = KINDS.get(suffix)
+    if kind is None:
+        name = f".{suffix}" if suffix else "(no suffix)"
+        known = f"videos ({' '.join(VIDEO)}), images ({' '.join(IMAGE)}), text ({' '.join(TEXT)})"
+        return Filtered(f"unknown kind {name}: plait reads {known}")
+    digest = hashlib.sha256()
+    with row["raw"].open() as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    kept = {name: row[name] for name in ("path", "size_bytes", "stamp")}
+    return [{**kept, "digest": digest.hexdigest(), "kind": kind, "unit": digest.digest()[:16]}]
+
+
+def _contents(kind: str) -> tuple[Edge, ...]:
+    return (Edge("files", columns=("digest", "size_bytes"), unit="unit", where=f"kind = '{kind}'"),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos(RowStage):
+    """One row per distinct video, measured by decoding all of it (without the deblocking filter: only times count).
+
+    num_frames   frames decoded;  fps: their average rate, 1/s
+    width, height   pixels of the upright picture, before `sar` (width over height of a pixel, "128:117") is applied
+    rotation     degrees counter-clockwise that the stored picture is turned to be upright: 0, 90, 180, 270
+    duration_s   last time stamp minus first, plus one frame;  first_pts_s: where the time stamps begin
+    warning      what is wrong with a file that is still usable up to a point; null where nothing is
+
+    A file without one decodable frame, or without a video stream, goes to quarantine.
+    """
+
+    writes: ClassVar[str] = "videos"
+    inputs: ClassVar[tuple[Edge, ...]] = _contents("video")
+    content: ClassVar[tuple[str, ...] | None] = ("digest",)
+    reads_raw: ClassVar[bool] = True
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("digest", pa.string()),
+            ("container", pa.string()),
+            ("codec", pa.string()),
+            ("fps", pa.float64()),
+            ("num_frames", pa.int64()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("rotation", pa.int32()),
+            ("sar", pa.string()),
+            ("duration_s", pa.float64()),
+            ("first_pts_s", pa.float64()),
+            ("variable_fps", pa.bool_()),
+            ("has_audio", pa.bool_()),
+            ("size_bytes", pa.int64()),
+            ("held_out", pa.bool_()),
+            pa.field("warning", pa.string(), nullable=True),
+        ]
+    )
+
+    def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """Probe each video."""
+        return [_one(row, probe) for row in rows]
+
+
+def _one(row: Row, measure: Any) -> Outcome:
+    """Measure one file; a file at fault takes its own place only."""
+    try:
+        with row["raw"].local() as path:
+            found = measure(path)
+    except BadRow as bad:
+        return bad
+    size = {"size_bytes": row["size_bytes"]} if measure is probe else {}
+    return [{"digest": row["digest"], **found, **size, "held_out": held_out(row["digest"])}]
+
+
+def probe(path: Path) -> Row:
+    """What a video is, by decoding all of it; BadRow where nothing can be decoded."""
+    with media.opened(path, draft=True) as film:
+        stream, first, times, count = film.stream, None, [], 0
+        for frame in film.frames():
+            first = first or (media.upright_size(frame), media.quarter_turns(frame))
+            now = film.seconds(frame)
+            times += [now] if now is not None else []
+            count += 1
+        if first is None:
+            why = film.broken or "the stream is empty"
+            raise BadRow(f"It opens, but no frame can be decoded ({why}): the file is cut short or damaged.")
+        (width, height), turns = first
+        timing = _timing(times, count, float(stream.average_rate or 0) or float(stream.guessed_rate or 0) or 1.0)
+        claimed, exact = _claimed(film, timing["fps"])
+        return {
+            "container": film.container.format.name,
+            **media.described(stream),
+            "num_frames": count,
+            "width": width,
+            "height": height,
+            "rotation": turns * 90,
+            **timing,
+            "has_audio": bool(film.container.streams.audio),
+            "warning": _warning(film.broken, count, claimed, exact),
+        }
+
+
+def _timing(times: list[float], count: int, stated_rate: float) -> Row:
+    """Rate, duration and regularity from the time stamps (s), which may step back; from the header without them."""
+    span = max(times) - min(times) if times else 0.0
+    if len(times) < 2 or span <= 0:
+        return {
+            "fps": stated_rate,
+            "duration_s": count / stated_rate,
+            "first_pts_s": times[0] if times else 0.0,
+            "variable_fps": False,
+        }
+    gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+    usual = gaps[len(gaps) // 2]
+    odd = max(abs(gaps[0] - usual), abs(gaps[-1] - usual))
+    return {
+        "fps": (len(times) - 1) / span,
+        "duration_s": span + (usual if usual > 0 else span / (len(times) - 1)),
+        "first_pts_s": times[0],
+        "variable_fps": odd > _REGULAR * abs(usual),
+    }
+
+
+def _claimed(film: media.Film, fps: float) -> tuple[int, bool]:
+    """How many frames the header promises (0: it does not say), and whether it counted them."""
+    stream = film.stream
+    if stream.frames:
+        return stream.frames, True
+    if stream.duration and stream.time_base:
+        return round(float(stream.duration * stream.time_base) * fps), False
+    return round((film.container.duration or 0) / 1e6 * fps), False
+
+
+def _warning(broken: str | None, count: int, claimed: int, exact: bool) -> str | None:
+    if broken is not None:
+        tail = f" of {claimed}" if claimed > count else ""
+        return f"decoding stops after {count}{tail} frames ({broken}): the rest of the file is lost"
+    if claimed - count > max(1.0, claimed * (_LOST if exact else 0.1)):
+        return f"the header claims {claimed} frames, {count} could be decoded"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(RowStage):
+    """One row per distinct image, decoded whole. Width and height in pixels after its EXIF orientation."""
+
+    writes: ClassVar[str] = "images"
+    inputs: ClassVar[tuple[Edge, ...]] = _contents("image")
+    content: ClassVar[tuple[str, ...] | None] = ("digest",)
+    reads_raw: ClassVar[bool] = True
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("digest", pa.string()),
+            ("format", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("mode", pa.string()),
+            ("held_out", pa.bool_()),
+        ]
+    )
+
+    def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """Decode each image."""
+        return [_one(row, _look) for row in rows]
+
+
+def _look(path: Path) -> Row:
+    image = media.loaded(path)
+    return {
+        "format": (image.format or "unknown").lower(),
+        "width": image.width,
+        "height": image.height,
+        "mode": image.mode,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(RowStage):
+    """One row per distinct text: UTF-8 (a byte order mark is dropped), line ends as "\\n", blank ends cut."""
+
+    writes: ClassVar[str] = "texts"
+    inputs: ClassVar[tuple[Edge, ...]] = _contents("text")
+    content: ClassVar[tuple[str, ...] | None] = ("digest",)
+    reads_raw: ClassVar[bool] = True
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [("digest", pa.string()), ("text", pa.string()), ("num_chars", pa.int64()), ("held_out", pa.bool_())]
+    )
+
+    def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """Read each text."""
+        return [_one(row, _read) for row in rows]
+
+
+def _read(path: Path) -> Row:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRow(
+            f"It is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}): convert it."
+        ) from error
+    if "\0" in text:
+        raise BadRow("It is binary data under the name of a text (it holds NUL bytes).")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    if not text:
+        raise BadRow("The text is empty.")
+    return {"text": text, "num_chars": len(text)}

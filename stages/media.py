@@ -1,0 +1,235 @@
+"""Reading pictures and films: what the curation stages share over PyAV and Pillow. Not a stage.
+
+Frames are counted as decoded, in the order of display. Pictures are uint8 arrays [H, W, 3], upright: the
+rotation of the container's display matrix (or the EXIF orientation) has been applied. Errors are BadRow, one
+sentence each; an error in the middle of a film ends it and stays readable in `Film.broken`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from infra.types import BadRow
+
+if TYPE_CHECKING:
+    import av
+    import numpy as np
+    from PIL import Image
+
+THREADS = 2
+"""Decoder threads. More gain little on frames of training size, and workers share a machine."""
+
+# Demuxers a source may use. Playlists (hls, concat) are left out on purpose: a text file that names other files
+# or addresses would make the decoder read them.
+_FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,gif,flv,asf,ogg,ivf,h264,hevc,mxf,mjpeg,dv,swf,rm,nut"
+_READ_ONLY = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,pipe"}
+
+
+@dataclass
+class Film:
+    """An open video: its container, its first real video stream, and where decoding broke, if it did."""
+
+    container: av.container.InputContainer
+    stream: av.video.stream.VideoStream
+    broken: str | None = field(default=None, init=False)
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Decoded frames in order of display, up to the end or to the first error (see `broken`)."""
+        import av
+
+        try:
+            yield from self.container.decode(self.stream)
+        except (av.error.FFmpegError, OSError) as error:
+            self.broken = getattr(error, "strerror", None) or str(error)
+
+    def ticks(self, frame: av.VideoFrame) -> int | None:
+        """The frame's time stamp in the stream's time base, None where it has none.
+
+        AVI stores no times of display: its frames come in order of display, so the time of decoding is the one
+        that grows evenly.
+        """
+        by_decoding = self.container.format.name == "avi" and frame.dts is not None
+        return frame.dts if by_decoding else frame.pts
+
+    def seconds(self, frame: av.VideoFrame) -> float | None:
+        """The frame's time stamp in seconds, None where it has none."""
+        ticks = self.ticks(frame)
+        return None if ticks is None or frame.time_base is None else float(ticks * frame.time_base)
+
+
+@contextmanager
+def opened(source: Path | BinaryIO | bytes, *, draft: bool = False, threads: int = THREADS) -> Iterator[Film]:
+    """Open a video for decoding; BadRow where nothing can be decoded from it.
+
+    `draft` skips the in-loop deblocking filter: for counting frames and times, not for pictures.
+    """
+    import av
+
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    if isinstance(source, Path) and source.stat().st_size == 0:
+        raise BadRow("The file is empty (0 bytes): copy it again from where it came.")
+    try:
+        container = av.open(str(source) if isinstance(source, Path) else source, options=dict(_READ_ONLY))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise BadRow(
+            f"It cannot be opened as a video ({said}): the file is cut short, damaged, or something else under this name."
+        ) from error
+    with container:
+        stream = _first_picture_stream(container)
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = threads
+        if draft:
+            stream.codec_context.options = {"skip_loop_filter": "all"}
+        yield Film(container, stream)
+
+
+def _first_picture_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
+    """The first video stream that is not cover art and has a decoder."""
+    import av
+
+    for stream in container.streams.video:
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            continue
+        if stream.codec_context is None:
+            raise BadRow("Its video codec is not one that this build of FFmpeg decodes: convert the file to H.264.")
+        return stream
+    if container.streams.audio:
+        raise BadRow("It holds sound but no video stream.")
+    raise BadRow("It holds no video stream.")
+
+
+def pixel_aspect(stream: av.video.stream.VideoStream) -> Fraction:
+    """Width over height of one stored pixel; 1 where it is not stated or absurd (outside 1/4 to 4)."""
+    sar = stream.sample_aspect_ratio
+    return Fraction(sar) if sar and Fraction(1, 4) <= sar <= 4 else Fraction(1)
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that make the stored picture upright: 0 to 3."""
+    return round(frame.rotation / 90) % 4
+
+
+def picture(frame: av.VideoFrame, width: int, height: int, *, order: str = "rgb24") -> np.ndarray:
+    """The frame as uint8 [height, width, 3], upright. `width` and `height` are those of the upright picture."""
+    import numpy as np
+    from av.video.reformatter import Interpolation
+
+    turns = quarter_turns(frame)
+    stored = (height, width) if turns % 2 else (width, height)
+    shaped = frame.reformat(width=stored[0], height=stored[1], format=order, interpolation=Interpolation.AREA)
+    array = shaped.to_ndarray()
+    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+
+
+def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height of the frame after rotation, in stored pixels."""
+    return (frame.height, frame.width) if quarter_turns(frame) % 2 else (frame.width, frame.height)
+
+
+def fitted(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height shrunk to a short side of at most `short_side`, never enlarged, at least 1."""
+    scale = min(1.0, short_side / max(1, min(width, height)))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def loaded(source: Path | bytes) -> Image.Image:
+    """A still, fully decoded, with its EXIF orientation applied (its `format` kept); BadRow where it is broken."""
+    from PIL import Image, ImageOps
+
+    if isinstance(source, Path) and source.stat().st_size == 0:
+        raise BadRow("The file is empty (0 bytes): copy it again from where it came.")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            kind = image.format
+            upright = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise BadRow(f"The image is too large to be decoded safely ({error}).") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.UnidentifiedImageError) as error:
+        raise BadRow(
+            f"It cannot be decoded as an image ({_plain(error)}): the file is cut short or damaged."
+        ) from error
+    upright.format = kind
+    return upright
+
+
+def _plain(error: BaseException) -> str:
+    """What the error says, without paths or addresses in memory: the same file gives the same reason anywhere."""
+    said = str(error)
+    return "unknown format" if said.startswith("cannot identify") else said.rstrip(".")
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """The picture as 8-bit RGB: 16-bit grey scaled down, transparency laid on white."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        deep = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode != "F" or deep.max(initial=0.0) > 1.0 else 1.0
+        return Image.fromarray((deep.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def sampled(media: bytes, source_kind: str, rate: float, short_side: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Pictures of a clip on a grid of time: (seconds, uint8 RGB [H, W, 3]), shrunk to `short_side`.
+
+    The first frame at or after each multiple of 1/rate seconds, so a slow clip gives each of its frames once.
+    An image gives one picture at 0 s.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if source_kind == "image":
+        still = opaque(loaded(media))
+        size = fitted(*still.size, short_side)
+        if size != still.size:
+            still = still.resize(size, Image.Resampling.BOX)
+        yield 0.0, np.asarray(still)
+        return
+    due, start, seen = 0.0, None, 0
+    with opened(media) as film:
+        for frame in film.frames():
+            now = film.seconds(frame)
+            start = now if start is None else start
+            time = now - start if now is not None and start is not None else seen / rate
+            seen += 1
+            if time + 1e-6 < due:
+                continue
+            due = (int(time * rate + 1e-6) + 1) / rate
+            yield time, picture(frame, *fitted(*upright_size(frame), short_side))
+    if not seen:
+        raise BadRow("No frame of the clip can be decoded.")
+
+
+def evenly(media: bytes, source_kind: str, num_frames: int, count: int, short_side: int) -> list[np.ndarray]:
+    """`count` pictures spread evenly over a clip of `num_frames`: the middles of equal parts, shrunk to `short_side`."""
+    if source_kind == "image":
+        return [shot for _, shot in sampled(media, source_kind, 1.0, short_side)]
+    wanted = {int((part + 0.5) * num_frames / count) for part in range(count)}
+    with opened(media) as film:
+        chosen = [
+            picture(frame, *fitted(*upright_size(frame), short_side))
+            for index, frame in enumerate(film.frames())
+            if index in wanted
+        ]
+    if not chosen:
+        raise BadRow("No frame of the clip can be decoded.")
+    return chosen
+
+
+def described(stream: av.video.stream.VideoStream) -> dict[str, Any]:
+    """Codec and pixel aspect as the header states them."""
+    sar = pixel_aspect(stream)
+    return {"codec": stream.codec_context.codec.canonical_name, "sar": f"{sar.numerator}:{sar.denominator}"}

@@ -1,0 +1,233 @@
+"""The training loop of one worker, top to bottom: set up, resume, then load, learn, tell, save in order.
+
+Ray Train has started the workers and their process group; DeepSpeed ZeRO shards gradients and optimizer.
+A checkpoint holds weights and Adam's moments per parameter, whole, as safetensors: it loads under any number of workers,
+and nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.attention import DocumentAttention
+from models.objectives import linear_cross_entropy
+from models.positions import document_positions
+from models.trunk import WEIGHTS_FILE, Trunk, TrunkConfig, write_config
+from models.vocabulary import Vocabulary
+from stages.train.loader import Loader, Ragged, sums_by_modality
+
+if TYPE_CHECKING:
+    from stages.base import Checkpoints, Reader
+    from stages.train.train import Model
+
+MOMENTS_FILE = "optimizer.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_BETAS, _EPS = (0.9, 0.95), 1e-8
+"""Emu3's betas (baaivision/Emu3, scripts/t2i_sft.sh)."""
+
+
+class NextToken(nn.Module):
+    """Trunk and objective in one forward call, so that every parameter is used inside it on every rank."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(
+        self, tokens_T: Tensor, lengths: list[int], targets_T: Tensor, weights_T: Tensor, divisor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss over the divisor (scalar) and the likelihood of each target (T), nats."""
+        positions_T = document_positions(lengths, tokens_T.device)
+        hidden_BTD = self.trunk(tokens_T[None], positions_T[None], DocumentAttention(lengths))
+        return linear_cross_entropy(hidden_BTD[0], self.trunk.head.weight, targets_T, weights_T, divisor)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One worker, from set-up to the last step. `config`: stage, packs (reader), checkpoints, vocabulary, sink."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    stage: Model = config["stage"]
+    checkpoints: Checkpoints = config["checkpoints"]
+    packs: Reader = config["packs"]
+    vocabulary: Vocabulary = config["vocabulary"]
+    context = ray.train.get_context()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+    # 1. Model, optimizer, position: fresh, or those of the last checkpoint.
+    trunk = Trunk(trunk_config(stage, vocabulary)).initialise(stage.seed).to(device)
+    last = checkpoints.latest()
+    moments, step, tokens_seen = None, 0, 0
+    if last is not None:
+        with checkpoints.fetch(last) as folder:
+            trunk.load_state_dict(load_file(folder / WEIGHTS_FILE))
+            moments = load_file(folder / MOMENTS_FILE)
+        step, tokens_seen = last.step, int(last.facts["tokens_seen"])
+    optimizer = torch.optim.AdamW(parameter_groups(trunk, stage), lr=stage.learning_rate, betas=_BETAS, eps=_EPS)
+    engine = zero_engine(NextToken(trunk), optimizer, stage, device)
+    if moments is not None:
+        restore_moments(engine, optimizer, moments, step)
+
+    # 2. Data: a pure function of the step.
+    loader = Loader(packs, stage.global_batch, stage.seed)
+    since_saved = torch.zeros(2, dtype=torch.float64)
+    clock, clock_tokens = time.monotonic(), 0
+
+    while step < stage.steps:
+        # 3. Learn. The divisor is the weight of the whole global batch; DeepSpeed averages over ranks, we want the sum.
+        batch = loader.batch(step, rank, world)
+        divisor = global_sum([float(batch.weights.sum(dtype="float64"))], device)[0]
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * schedule(step, stage.warmup, stage.steps)
+        torch.manual_seed((stage.seed * 1_000_003 + step) * 4096 + rank)  # dropout
+        loss, nll_T = engine(*on_device(batch, device), divisor.float())
+        engine.backward(loss * world)
+        engine.step()
+        step += 1
+
+        # 4. Tell.
+        sums = sums_by_modality(nll_T.double().cpu().numpy(), batch.targets, batch.weights, vocabulary)
+        totals = global_sum([float(loss.detach()), len(batch.tokens), *sums], device).tolist()
+        tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
+        since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
+        if rank == 0 and (step % stage.log_every == 0 or step == stage.steps):
+            now = time.monotonic()
+            speed, clock, clock_tokens = clock_tokens / (now - clock), now, 0
+            metrics = step_metrics(totals) | {"lr": optimizer.param_groups[0]["lr"], "tokens_per_s": speed}
+            config["sink"].add.remote(step, metrics | {"tokens_seen": tokens_seen})
+
+        # 5. Save. Every rank takes part in gathering, rank 0 writes.
+        if step % stage.checkpoint_every == 0 or step == stage.steps:
+            state = gathered(engine, trunk)
+            if rank == 0:
+                mean = float(since_saved[0] / since_saved[1])
+                facts = {"tokens_seen": tokens_seen, "loss": mean, "data_position": step * stage.global_batch}
+                publish(checkpoints, step, state, trunk, vocabulary, facts | {"packs": len(packs)})
+            since_saved.zero_()
+            dist.barrier()
+
+
+def trunk_config(stage: Model, vocabulary: Vocabulary) -> TrunkConfig:
+    """The decoder the settings describe."""
+    return TrunkConfig(
+        shape=stage.trunk,
+        vocabulary_size=vocabulary.size,
+        rope_base=stage.rope_base,
+        qk_norm=stage.qk_norm,
+        dropout=stage.dropout,
+    )
+
+
+def parameter_groups(trunk: Trunk, stage: Model) -> list[dict[str, Any]]:
+    """Matrices with weight decay, norms without."""
+    parameters = list(trunk.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def schedule(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine to zero at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def zero_engine(model: NextToken, optimizer: torch.optim.AdamW, stage: Model, device: torch.device) -> Any:
+    """DeepSpeed's engine around a torch optimizer, quiet, and on CPU without compiling anything.
+
+    DeepSpeed builds its shared-memory all-reduce with g++ at first use on CPU (35 to 50 s); it only does so where its
+    table of compatible operators says yes, so the table is emptied. Gloo, which Ray Train has set up, is used instead.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__ = {}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": stage.clip,
+        "zero_optimization": {"stage": stage.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+    }
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)[0]
+
+
+def on_device(batch: Ragged, device: torch.device) -> tuple[Tensor, list[int], Tensor, Tensor]:
+    """Tokens, document lengths, targets, weights."""
+    tokens, targets, weights = (torch.from_numpy(x).to(device) for x in (batch.tokens, batch.targets, batch.weights))
+    return tokens, batch.lengths, targets, weights
+
+
+def global_sum(values: list[float], device: torch.device) -> Tensor:
+    """Sum over ranks, in double precision."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total
+
+
+def step_metrics(totals: list[float]) -> dict[str, float]:
+    """Weighted loss, and plain nats per token of text and of vision."""
+    loss, _, text, num_text, _, _, vision, num_vision = totals
+    parts = {"loss/text": (text, num_text), "loss/vision": (vision, num_vision)}
+    return {"loss": loss} | {name: total / count for name, (total, count) in parts.items() if count}
+
+
+def gathered(engine: Any, trunk: Trunk) -> dict[str, Tensor]:
+    """Adam's moments of every parameter, whole, gathered from the ranks' shards; a collective call."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return {
+        f"{name}.{moment}": safe_get_full_optimizer_state(parameter, moment).cpu().contiguous()
+        for name, parameter in trunk.named_parameters()
+        for moment in _MOMENTS
+    }
+
+
+def restore_moments(engine: Any, optimizer: torch.optim.AdamW, moments: dict[str, Tensor], step: int) -> None:
+    """Put whole moments back into the shards of whatever ranks there are now."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    zero = engine.optimizer
+    for shard in zero.single_partition_of_fp32_groups:
+        optimizer.state[shard] = {"step": torch.tensor(float(step))} | {m: torch.zeros_like(shard) for m in _MOMENTS}
+    zero._lazy_init_hp_params_optimizer_state()
+    for name, parameter in engine.module.trunk.named_parameters():
+        for moment in _MOMENTS:
+            safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
+
+
+def publish(
+    checkpoints: Checkpoints,
+    step: int,
+    moments: dict[str, Tensor],
+    trunk: Trunk,
+    vocabulary: Vocabulary,
+    facts: dict[str, Any],
+) -> None:
+    """Weights, configuration and moments into a folder, and the folder into the bucket."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
+        save_file(moments, folder / MOMENTS_FILE)
+        write_config(folder, trunk.config, vocabulary)
+        checkpoints.save(step, folder, facts)

@@ -1,0 +1,127 @@
+"""A Job on one machine with tables in memory and checkpoints in a local folder; keeps what a stage told it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.base import Checkpoint
+
+
+@dataclass(frozen=True)
+class FakeReader:
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        return self.table.select(list(columns)).take([int(row) for row in rows])
+
+    def scan(self, columns: Sequence[str], batch_rows: int = 1024) -> Iterator[pa.RecordBatch]:
+        yield from self.table.select(list(columns)).to_batches(max_chunksize=batch_rows)
+
+
+@dataclass(frozen=True)
+class FakeCheckpoints:
+    root: Path
+
+    def latest(self) -> Checkpoint | None:
+        return (self.all() or [None])[-1]
+
+    def all(self) -> list[Checkpoint]:
+        found = []
+        for path in sorted(self.root.glob("step-*.json")):
+            text = path.read_text()
+            data = json.loads(text)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            found.append(Checkpoint(data["step"], path.name, digest, data["facts"]))
+        return found
+
+    def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:
+        target = self.root / f"step-{step:06d}"
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        files = {
+            str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(target.rglob("*"))
+            if path.is_file()
+        }
+        manifest = self.root / f"step-{step:06d}.json"
+        manifest.write_text(json.dumps({"step": step, "files": files, "facts": dict(facts)}))
+        return next(one for one in self.all() if one.step == step)
+
+    @contextlib.contextmanager
+    def fetch(self, checkpoint: Checkpoint) -> Iterator[Path]:
+        data = json.loads((self.root / checkpoint.manifest).read_text())
+        folder = self.root / f"step-{checkpoint.step:06d}"
+        for name, digest in data["files"].items():
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+        yield folder
+
+
+@dataclass
+class FakeJob:
+    scratch: Path
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    sides: dict[str, Path] = field(default_factory=dict)
+    num_workers: int = 1
+    logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    summaries: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    rejected: dict[bytes, str] = field(default_factory=dict)
+    progressed: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        (self.scratch / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.checkpoints = FakeCheckpoints(self.scratch / "checkpoints")
+
+    def reader(self, dataset: str) -> FakeReader:
+        return FakeReader(self.tables[dataset])
+
+    def checkpoint(self, dataset: str) -> Path:
+        return self.sides[dataset]
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.logged.append((step, dict(metrics)))
+
+    def summary(self, metrics: Mapping[str, float]) -> None:
+        self.summaries.update(metrics)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        self.progressed.append((done, total, what))
+
+    def picture(self, name: str, png: bytes) -> None:
+        self.pictures[name] = png
+
+    def reject(self, key: bytes, label: str, reason: str) -> None:
+        self.rejected[key] = reason
+
+
+@dataclass(frozen=True)
+class FakeKit:
+    sides: dict[str, Path]
+
+    def checkpoint(self, dataset: str) -> Path:
+        return self.sides[dataset]
+
+
+def key_of(*parts: object) -> bytes:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, dataset: str) -> pa.Table:
+    """Rows of a stage as the engine would store them: with key, parents and label."""
+    made = [
+        {"key": row.get("key", key_of(dataset, i)), "parents": [], "label": f"{dataset} {i}"} | dict(row)
+        for i, row in enumerate(rows)
+    ]
+    engine = [("key", pa.binary(16)), ("parents", pa.list_(pa.binary(16))), ("label", pa.string())]
+    return pa.Table.from_pylist(made, pa.schema([*engine, *schema]))

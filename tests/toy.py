@@ -1,0 +1,131 @@
+"""A small pipeline over text files: every kind of stage, edge and outcome, in milliseconds a row.
+
+Words that begin with `boom` raise, `die` kill the process, `hang` sleep, `drop` are filtered, `busy` are transient
+while the file named by TOY_BUSY exists. Every call is counted in the folder TOY_CALLS, one file per call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.config import Config
+from pipelines.graph import Graph, Node, Select
+from stages.base import BadRow, Edge, Filtered, Job, JobStage, RowStage, TransientError, since
+from stages.ingest import Files, Texts
+
+
+def count_call(stage: str) -> None:
+    """Leave a mark for one processed row."""
+    if folder := os.environ.get("TOY_CALLS"):
+        Path(folder, f"{stage}-{uuid.uuid4().hex}").touch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(RowStage):
+    """Split texts into words; `min_chars` drops short ones."""
+
+    writes = "words"
+    inputs = (Edge("texts", columns=("text",)),)
+    schema = pa.schema([("word", pa.string()), ("place", pa.int64())])
+    content = ("word",)
+    min_chars: int = 1
+    later: str = since("as before")
+
+    def process(self, rows, tools):
+        """One row per word."""
+        made = []
+        for row in rows:
+            count_call("words")
+            words = [w for w in row["text"].split() if len(w) >= self.min_chars]
+            made.append([{"word": w, "place": i, "label": w} for i, w in enumerate(words)])
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths(RowStage):
+    """Measure words, and fail in every way."""
+
+    writes = "lengths"
+    inputs = (Edge("words", columns=("word",)),)
+    schema = pa.schema([("chars", pa.int64())])
+
+    def process(self, rows, tools):
+        """One row per word, unless the word says otherwise."""
+        return [self._one(row["word"]) for row in rows]
+
+    def _one(self, word):
+        count_call("lengths")
+        time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
+        if word.startswith("boom"):
+            raise ValueError(f"the word {word} explodes")
+        if word.startswith("bad"):
+            return BadRow(f"{word} is bad")
+        if word.startswith("die"):
+            os.kill(os.getpid(), 9)
+        if word.startswith("hang"):
+            time.sleep(3600)
+        if word.startswith("busy") and Path(os.environ.get("TOY_BUSY", "/nowhere")).exists():
+            raise TransientError("the endpoint answered 503")
+        if word.startswith("drop"):
+            return Filtered("asked to be dropped")
+        return [] if word.startswith("none") else [{"chars": len(word)}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upper(RowStage):
+    """Shout the selected words."""
+
+    writes = "upper"
+    inputs = (Edge("words", columns=("word",)), Edge("book", role="side"))
+    schema = pa.schema([("shout", pa.string())])
+    mark: str = "!"
+
+    def setup(self, kit):
+        """How many words the held book knew."""
+        return kit.rows("book", ["num_words"])["num_words"][0].as_py()
+
+    def process(self, rows, tools):
+        """One shout per word."""
+        assert tools > 0
+        for _ in rows:
+            count_call("upper")
+        return [[{"shout": row["word"].upper() + self.mark}] for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Book(JobStage):
+    """A job over held inputs, as the tokenizer is."""
+
+    writes = "book"
+    inputs = (Edge("words", columns=("word",), held=True),)
+    schema = pa.schema([("num_words", pa.int64())])
+
+    def run(self, job: Job) -> Iterator[dict]:
+        """One row for all words."""
+        count_call("book")
+        words = [w for batch in job.reader("words").scan(["word"]) for w in batch["word"].to_pylist()]
+        job.summary({"num_words": len(words)})
+        yield {"num_words": len(words), "parents": []}
+
+
+def graph(config: Config) -> Graph:
+    """files -> texts -> words -> lengths (the scores) -> book (held), upper (gated)."""
+    select = Select("lengths", config.select or {"short": "chars < 100"})
+    place = config.placement
+    upper = Upper(**config.settings.get("upper", {}))
+    nodes = (
+        config.node(Files),
+        config.node(Texts),
+        config.node(Words),
+        config.node(Lengths),
+        Node(Book(), select, place("book")),
+        Node(upper, select, place("upper")),
+    )
+    return Graph("toy", nodes)
