@@ -132,7 +132,7 @@ def _again(worker: Worker, row: Row, first: Exception) -> Outcome:
         raise
     except Exception as error:  # noqa: BLE001 - see _attempt
         bad = error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")
-        return _blamed(bad, RAISES_BEFORE_BLAME, "".join(traceback.format_exception(error)))
+        return _blamed(bad, RAISES_BEFORE_BLAME, "".join(traceback.format_exception(error, chain=False)))
 
 
 def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]:

@@ -114,6 +114,11 @@ class Ledger:
         numbers = sorted(int(n.split(".")[1]) for n in folder.names() if n.startswith("done."))
         return [d for n in numbers if (d := folder.get(f"done.{n}"))]
 
+    def datasets(self) -> list[str]:
+        """Every dataset that has a folder here."""
+        found = {n.split("/")[1] for n in self.bucket.names(ROOT) if n.count("/") >= 3}
+        return sorted(found - {"runs"})
+
     def record_run(self, run_id: str, document: Mapping[str, Any]) -> None:
         """Put the record of a run: the materialisations that it asked for."""
         self.bucket.put(f"{ROOT}/runs/{run_id}.json", dumps(document))

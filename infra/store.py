@@ -8,16 +8,21 @@ touched; Lance trusts the committer, so staged files are checked here; `create` 
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lance
-import numpy as np
-import pyarrow as pa
-from lance import LanceOperation
-from lance.commit import CommitConflictError
-from lance.fragment import FragmentMetadata, write_fragments
+os.environ.setdefault("LANCE_LOG", "error")
+warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray starts processes by exec, not by fork alone
+
+import lance  # noqa: E402
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+from lance import LanceOperation  # noqa: E402
+from lance.commit import CommitConflictError  # noqa: E402
+from lance.fragment import FragmentMetadata, write_fragments  # noqa: E402
 
 from infra.bucket import Bucket
 from infra.types import RunError, Snapshot, UserError

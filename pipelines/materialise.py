@@ -245,7 +245,10 @@ def _inputs(plan: StagePlan) -> dict[str, Any]:
         units = next((u for u in plan.units if u.dataset == name), None)
         digest = units.digest if units is not None else snapshot.digest
         count = len(units.keys) if units is not None else snapshot.rows
-        found[name] = {"snapshot": snapshot.to_json(), "digest": digest, "units": count}
+        edge = next((e for e in plan.node.stage.inputs if e.dataset == name), None)
+        role = edge.role if edge else "select"
+        unit = edge.unit if edge else "key"
+        found[name] = {"snapshot": snapshot.to_json(), "digest": digest, "units": count, "role": role, "unit": unit}
     return found
 
 

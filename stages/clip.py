@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -189,10 +190,10 @@ def _merged(hard: list[int], fades: list[tuple[int, int, int]], apart: int, coun
 def _parts(bounds: list[int], longest: float) -> list[tuple[int, int]]:
     """Ranges between neighbouring bounds, each cut into the fewest equal parts of at most `longest` frames."""
     ranges = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         parts = max(1, -int(-(end - start) // max(1.0, longest)))
         edges = [start + (end - start) * part // parts for part in range(parts + 1)]
-        ranges += list(zip(edges, edges[1:], strict=False))
+        ranges += list(pairwise(edges))
     return ranges
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -17,7 +18,10 @@ import pyarrow as pa
 from stages import media
 from stages.base import BadRow, Edge, Filtered, Outcome, Row, RowStage, held_out
 
-VIDEO = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "m2ts", "flv", "wmv", "ogv", "3gp", "mxf", "gif")  # fmt: skip
+VIDEO = (
+    ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "m2ts")
+    + ("flv", "wmv", "ogv", "3gp", "mxf", "gif")
+)  # fmt: skip
 IMAGE = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif", "ppm", "pgm")
 TEXT = ("txt", "md", "text")
 KINDS = {suffix: kind for kind, suffixes in (("video", VIDEO), ("image", IMAGE), ("text", TEXT)) for suffix in suffixes}
@@ -169,7 +173,7 @@ def _timing(times: list[float], count: int, stated_rate: float) -> Row:
             "first_pts_s": times[0] if times else 0.0,
             "variable_fps": False,
         }
-    gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+    gaps = sorted(after - before for before, after in pairwise(times))
     usual = gaps[len(gaps) // 2]
     odd = max(abs(gaps[0] - usual), abs(gaps[-1] - usual))
     return {

@@ -20,6 +20,8 @@ from infra.types import BadRow
 if TYPE_CHECKING:
     import av
     import numpy as np
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
     from PIL import Image
 
 THREADS = 2
@@ -35,17 +37,17 @@ _READ_ONLY = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,pipe"}
 class Film:
     """An open video: its container, its first real video stream, and where decoding broke, if it did."""
 
-    container: av.container.InputContainer
-    stream: av.video.stream.VideoStream
+    container: InputContainer
+    stream: VideoStream
     broken: str | None = field(default=None, init=False)
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Decoded frames in order of display, up to the end or to the first error (see `broken`)."""
-        import av
+        from av.error import FFmpegError
 
         try:
             yield from self.container.decode(self.stream)
-        except (av.error.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             self.broken = getattr(error, "strerror", None) or str(error)
 
     def ticks(self, frame: av.VideoFrame) -> int | None:
@@ -70,6 +72,7 @@ def opened(source: Path | BinaryIO | bytes, *, draft: bool = False, threads: int
     `draft` skips the in-loop deblocking filter: for counting frames and times, not for pictures.
     """
     import av
+    from av.error import FFmpegError
 
     if isinstance(source, bytes):
         source = io.BytesIO(source)
@@ -77,10 +80,10 @@ def opened(source: Path | BinaryIO | bytes, *, draft: bool = False, threads: int
         raise BadRow("The file is empty (0 bytes): copy it again from where it came.")
     try:
         container = av.open(str(source) if isinstance(source, Path) else source, options=dict(_READ_ONLY))
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise BadRow(
-            f"It cannot be opened as a video ({said}): the file is cut short, damaged, or something else under this name."
+            f"It cannot be opened as a video ({said}): the file is cut short, damaged or of another kind."
         ) from error
     with container:
         stream = _first_picture_stream(container)
@@ -91,12 +94,12 @@ def opened(source: Path | BinaryIO | bytes, *, draft: bool = False, threads: int
         yield Film(container, stream)
 
 
-def _first_picture_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
+def _first_picture_stream(container: InputContainer) -> VideoStream:
     """The first video stream that is not cover art and has a decoder."""
-    import av
+    from av.stream import Disposition
 
     for stream in container.streams.video:
-        if stream.disposition & av.stream.Disposition.attached_pic:
+        if stream.disposition & Disposition.attached_pic:
             continue
         if stream.codec_context is None:
             raise BadRow("Its video codec is not one that this build of FFmpeg decodes: convert the file to H.264.")
@@ -106,7 +109,7 @@ def _first_picture_stream(container: av.container.InputContainer) -> av.video.st
     raise BadRow("It holds no video stream.")
 
 
-def pixel_aspect(stream: av.video.stream.VideoStream) -> Fraction:
+def pixel_aspect(stream: VideoStream) -> Fraction:
     """Width over height of one stored pixel; 1 where it is not stated or absurd (outside 1/4 to 4)."""
     sar = stream.sample_aspect_ratio
     return Fraction(sar) if sar and Fraction(1, 4) <= sar <= 4 else Fraction(1)
@@ -214,7 +217,7 @@ def sampled(media: bytes, source_kind: str, rate: float, short_side: int) -> Ite
 
 
 def evenly(media: bytes, source_kind: str, num_frames: int, count: int, short_side: int) -> list[np.ndarray]:
-    """`count` pictures spread evenly over a clip of `num_frames`: the middles of equal parts, shrunk to `short_side`."""
+    """`count` pictures spread over a clip of `num_frames`: the middles of equal parts, shrunk to `short_side`."""
     if source_kind == "image":
         return [shot for _, shot in sampled(media, source_kind, 1.0, short_side)]
     wanted = {int((part + 0.5) * num_frames / count) for part in range(count)}
@@ -229,7 +232,7 @@ def evenly(media: bytes, source_kind: str, num_frames: int, count: int, short_si
     return chosen
 
 
-def described(stream: av.video.stream.VideoStream) -> dict[str, Any]:
+def described(stream: VideoStream) -> dict[str, Any]:
     """Codec and pixel aspect as the header states them."""
     sar = pixel_aspect(stream)
     return {"codec": stream.codec_context.codec.canonical_name, "sar": f"{sar.numerator}:{sar.denominator}"}

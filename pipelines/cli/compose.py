@@ -17,6 +17,7 @@ from pipelines.config import Config, config_of
 from pipelines.graph import Graph
 
 CONF = Path(conf.__file__).parent
+DEFAULT_PIPELINE = "demo"
 GROUPS = ("pipeline", "recipe", "scale", "storage", "cluster", "tracking")
 
 
@@ -45,15 +46,13 @@ def compose(overrides: Sequence[str]) -> Config:
             raise UserError(f"{text!r} is no override: write name=value, as in clips.threshold=30 or source=DIR")
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            found = hydra_compose("config", overrides=[_quoted(text) for text in rest], return_hydra_config=True)
-        chosen = found.hydra.runtime.choices
+            found = hydra_compose("config", overrides=_for_hydra(rest, own))
         plain = OmegaConf.to_container(found, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error, rest)) from None
     assert isinstance(plain, dict)
-    values: dict[str, Any] = {str(k): v for k, v in plain.items() if k not in ("hydra", *GROUPS[:3])}
-    values |= {"pipeline": own or chosen["pipeline"]}
-    return config_of(values)
+    chosen = [t.partition("=")[2] for t in rest if t.startswith("pipeline=")]
+    return config_of({str(k): v for k, v in plain.items()} | {"pipeline": own or [DEFAULT_PIPELINE, *chosen][-1]})
 
 
 def setup(overrides: Sequence[str]) -> Setup:
@@ -69,7 +68,8 @@ def setup(overrides: Sequence[str]) -> Setup:
     except (ImportError, AttributeError) as error:
         raise UserError(f"pipeline={config.pipeline} cannot be loaded ({error}): give one of {_choices('pipeline')} or module:function") from error  # fmt: skip  # noqa: E501
     graph = build(config)
-    unknown = sorted(set(config.settings) - set(graph.names))
+    named = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
+    unknown = sorted((set(config.settings) & named) - set(graph.names))
     if unknown:
         near = difflib.get_close_matches(unknown[0], graph.names, 1)
         hint = f"did you mean {near[0]}?" if near else f"its stages are {', '.join(graph.names)}"
@@ -94,6 +94,15 @@ def _own_pipeline(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     """`pipeline=my.module:graph` is no file of conf/: it is taken out before Hydra sees it."""
     own = [t.partition("=")[2] for t in overrides if t.startswith("pipeline=") and ":" in t]
     return (own[-1] if own else None), [t for t in overrides if not (t.startswith("pipeline=") and ":" in t)]
+
+
+def _for_hydra(overrides: Sequence[str], own: str | None) -> list[str]:
+    """Quoted overrides; a pipeline of one's own starts from conf/pipeline/bare.yaml and may bring new names."""
+    quoted = [_quoted(text) for text in overrides]
+    if own is None:
+        return quoted
+    plain = [t for t in quoted if t[0] in "+~" or t.partition("=")[0] in GROUPS]
+    return ["pipeline=bare", *plain, *(f"++{t}" for t in quoted if t not in plain)]
 
 
 def _quoted(text: str) -> str:

@@ -101,7 +101,8 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
 
 def cause_text(cause: Sequence[Mapping[str, Any]]) -> str:
     """Causes in words, digests shortened."""
-    parts = [f"{c['leaf']}: {_short(c['was'])} -> {_short(c['now'])}" for c in cause]
+    parts = [f"{c['leaf']}: {_short(c['was'])} -> {_short(c['now'])}" if c["was"] != c["now"] else f"{c['leaf']}: not made yet" for c in cause]  # noqa: E501
+    parts = ["never made" if p.startswith("never made") else p for p in parts]
     return "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 

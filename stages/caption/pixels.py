@@ -31,7 +31,16 @@ _MOVED = 0.06
 """Way of the centre over the frames looked at, in short sides, from which things move."""
 _GROWN = 1.35
 """Area at the end over the start from which things grow."""
-_HUES = (("red", 9), ("orange", 19), ("yellow", 33), ("green", 85), ("blue", 132), ("purple", 160), ("pink", 172), ("red", 180))  # fmt: skip
+_HUES = (
+    ("red", 9),
+    ("orange", 19),
+    ("yellow", 33),
+    ("green", 85),
+    ("blue", 132),
+    ("purple", 160),
+    ("pink", 172),
+    ("red", 180),
+)
 """Name and upper end of hue in OpenCV's half degrees."""
 _GREY_SATURATION = 0.2
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
@@ -86,7 +95,7 @@ def seen(picture: np.ndarray) -> View | None:
     apart = np.abs(calm.astype(np.int16) - ground).max(axis=2) > _FLAT
     if apart.mean() > 1 - _PLAIN:
         return None
-    background = _grey_or_colour(ground)
+    background = _hue(ground)
     things = []
     outlines, _ = cv2.findContours(apart.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for outline in outlines:
@@ -166,10 +175,6 @@ def _hue(colour: np.ndarray) -> str:
 
 def _grey(value: float) -> str:
     return "white" if value > 0.82 else "grey" if value > 0.22 else "black"
-
-
-def _grey_or_colour(colour: np.ndarray) -> str:
-    return _hue(colour)
 
 
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")

@@ -1,0 +1,213 @@
+"""`status`, `why`, `lineage`, `quarantine`: the verbs that read the ledger and the datasets, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infra.types import UserError
+from pipelines.cli import show
+
+FILES_SHOWN = 12
+
+
+def _standing(overrides: Sequence[str]) -> tuple[Any, Any]:
+    from pipelines.cli.compose import setup
+    from pipelines.standing import Standing
+
+    made = setup(overrides)
+    return made, Standing(made.root)
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """A leading stage name, then overrides."""
+    names = [a for a in arguments if "=" not in a]
+    if len(names) > 1:
+        raise UserError(f"{' '.join(names)!r} names several stages: give one")
+    return (names[0] if names else None), [a for a in arguments if "=" in a]
+
+
+def status(overrides: Sequence[str], as_json: bool) -> None:
+    """The funnel of the last run."""
+    made, standing = _standing(overrides)
+    last = standing.last_run
+    by_name = {s["name"]: s for s in (last or {}).get("stages", [])}
+    stages = [_status_entry(standing, name, by_name.get(name)) for name in standing.order()]
+    stages += [s for s in by_name.values() if s["name"] not in standing.dones]
+    evals = standing.dones.get("evals")
+    document = {
+        "ok": bool(last and last["ok"]),
+        "run_id": last["run_id"] if last else None,
+        "root": made.root.uri,
+        "stages": [{k: v for k, v in s.items() if k not in ("key", "metrics", "reasons")} for s in stages],
+        "evaluation": evals["metrics"] if evals else {},
+        "checkpoint": standing.checkpoint(),
+    }
+    console = show.out(as_json)
+    if not stages:
+        console.print(f"Nothing has been made under {made.root.uri} yet: `plait run` makes it.", markup=False)
+    else:
+        console.print(show.funnel(stages, f"{made.root.uri}, last run {document['run_id']}"))
+        reasons = [[n, r, c] for n in standing.order() for r, c in list(standing.dones[n]["reasons"].items())[:4]]
+        if reasons:
+            console.print()
+            console.print(show.table("What gave no row", ("stage", "reason", "units"), reasons, left=2))
+        if document["evaluation"]:
+            console.print()
+            console.print(show.metrics_table(document["evaluation"]))
+    if as_json:
+        show.emit(document)
+
+
+def _status_entry(standing: Any, name: str, used: Mapping[str, Any] | None) -> dict[str, Any]:
+    from pipelines.report import COUNTS
+
+    done = standing.dones[name]
+    told = standing.told(done)
+    state = used["state"] if used else done["state"]
+    return {
+        "name": name,
+        "state": "done" if state == "skipped" else state,
+        **{c: done[c] for c in COUNTS},
+        "kept": used["kept"] if used else done["kept"],
+        "computed": used["computed"] if used else done["computed"],
+        "seconds": done["seconds"],
+        "snapshot": {k: v for k, v in done["snapshot"].items() if k != "rows"},
+        "mlflow_run_id": told["mlflow_run_id"] if told else None,
+    }
+
+
+def why(arguments: Sequence[str], row: str | None, as_json: bool) -> None:
+    """Why a stage is stale, or what happened to a row."""
+    stage, overrides = _split(arguments)
+    if row:
+        _why_row(row, overrides, as_json)
+    elif stage:
+        _why_stage(stage, overrides, as_json)
+    else:
+        raise UserError("plait why needs a stage, as in `plait why captions`, or --row KEY")
+
+
+def _why_stage(stage: str, overrides: Sequence[str], as_json: bool) -> None:
+    from pipelines.cli.compose import setup, source_of
+    from pipelines.plan import Ask, Planner
+
+    made = setup(overrides)
+    made.graph.node(stage)
+    source = source_of(made)
+    missing = made.config.source is None and not (made.home / "sample" / "truth.json").exists()
+    plans = Planner(made.graph, made.root, None if missing else source, Ask()).plan_all()
+    plan = next(p for p in plans if p.name == stage)
+    root_cause = _root_cause(made.graph, plans, stage)
+    console = show.out(as_json)
+    console.print(f"{stage} is {plan.state}.", markup=False)
+    for cause in root_cause:
+        console.print(f"  {cause['stage']}: {show.cause_text([cause])}", markup=False)
+    if as_json:
+        show.emit({"name": stage, "state": plan.state, "cause": plan.cause, "root_cause": root_cause})
+
+
+def _root_cause(graph: Any, plans: Sequence[Any], stage: str) -> list[dict[str, Any]]:
+    """The chain from the stage up to the stages where something really moved."""
+    upstream = graph.upstream_of(stage)
+    return [{"stage": p.name, **c} for p in plans if p.name in upstream and p.state != "fresh" for c in p.cause]
+
+
+def _why_row(prefix: str, overrides: Sequence[str], as_json: bool) -> None:
+    from pipelines.lineage import Lineage
+
+    _, standing = _standing(overrides)
+    lineage = Lineage(standing)
+    found = lineage.rows_with_prefix(prefix)
+    left = _in_rest(standing, prefix)
+    keys = {k for _, k in found} | {e["unit"] for e in left}
+    if len(keys) != 1:
+        which = "begins several keys, give more digits" if keys else "is the key of no row: keys are hex digits, at least 4"  # noqa: E501
+        raise UserError(f"{prefix!r} {which}")
+    document = _row_document(standing, found, left)
+    console = show.out(as_json)
+    for name, value in document.items():
+        if name not in ("rest", "rests"):
+            console.print(f"{name:<16}{value}", markup=False, soft_wrap=True)
+    for entry in document["rests"]:
+        console.print(f"in {entry['stage']}: {entry['state']}, {entry['reason'] or 'no rows'}", markup=False, soft_wrap=True)
+        if entry["error"]:
+            console.print(entry["error"], markup=False)
+    if as_json:
+        show.emit(document)
+
+
+def _in_rest(standing: Any, prefix: str) -> list[dict[str, Any]]:
+    """Entries of the standing materialisations' rests for units whose key begins so."""
+    found = []
+    for name in standing.order():
+        done = standing.dones[name]
+        for entry in standing.rest(done).to_pylist():
+            if entry["unit"].hex().startswith(prefix.lower()):
+                found.append({"stage": name, **entry})
+    return found
+
+
+def _row_document(standing: Any, found: Sequence[Any], left: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    from infra.ledger import snapshot_of
+
+    rests = [{k: e[k] for k in ("stage", "state", "reason", "error", "attempt")} for e in left]
+    rest = {"reason": rests[0]["reason"], "error": rests[0]["error"]} if rests else None
+    if not found:
+        entry = left[0]
+        done = standing.dones[entry["stage"]]
+        return {"key": entry["unit"].hex(), "label": entry["label"], "dataset": None, "stage": entry["stage"], "parents": [], "materialisation": done["key"], "rest": rest, "rests": rests}  # fmt: skip  # noqa: E501
+    done, key = found[0]
+    where = f"key = X'{key.hex()}'"
+    row = standing.store.scan(snapshot_of(done), ["parents", "label"], where).to_pylist()[0]
+    return {
+        "key": key.hex(),
+        "label": row["label"],
+        "dataset": done["dataset"],
+        "stage": done["dataset"],
+        "parents": [p.hex() for p in row["parents"] or []],
+        "materialisation": done["key"],
+        "rest": rest,
+        "rests": rests,
+    }
+
+
+def lineage(target: str, overrides: Sequence[str], down: bool, as_json: bool) -> None:
+    """Print where a target came from, or what came of it."""
+    from pipelines.lineage import Lineage
+
+    _, standing = _standing(overrides)
+    walk = Lineage(standing)
+    found = walk.find(target)
+    picture = walk.down(found) if down else walk.up(found)
+    console = show.out(as_json)
+    console.print(f"{found.label}: {'what was made of it' if down else 'what it was made of'}", markup=False)
+    for kind in ("checkpoint", "evaluation", "snapshot", "row", "file"):
+        labels = [n["label"] for n in picture.nodes.values() if n["kind"] == kind]
+        if labels:
+            more = f" ... and {len(labels) - FILES_SHOWN} more (all of them with --json)" if len(labels) > FILES_SHOWN else ""  # noqa: E501
+            console.print(f"{kind + 's':<12}{len(labels):>6}  {', '.join(labels[:FILES_SHOWN])}{more}", markup=False)
+    if as_json:
+        show.emit(picture.to_json())
+
+
+def quarantine(arguments: Sequence[str], as_json: bool) -> None:
+    """Print the units that could not be processed."""
+    stage, overrides = _split(arguments)
+    _, standing = _standing(overrides)
+    names = [stage] if stage else standing.order()
+    rows = []
+    for name in names:
+        for entry in standing.rest(standing.done(name)).to_pylist():
+            if entry["state"] == "quarantined":
+                fields = {k: entry[k] for k in ("label", "reason", "error", "attempt")}
+                rows.append({"stage": name, "unit": entry["unit"].hex(), **fields})
+    console = show.out(as_json)
+    if rows:
+        lines = [[r["stage"], r["unit"][:12], r["label"] or "", r["reason"] or ""] for r in rows]
+        console.print(show.table("Quarantine", ("stage", "unit", "label", "reason"), lines, left=4))
+        console.print("plait why --row UNIT shows the error; plait run --retry-quarantined tries them again.", markup=False)
+    else:
+        console.print("Nothing is in quarantine.")
+    if as_json:
+        show.emit({"rows": rows})
