@@ -79,7 +79,7 @@ def opened(source: Path | BinaryIO | bytes, *, draft: bool = False, threads: int
     if isinstance(source, Path) and source.stat().st_size == 0:
         raise BadRow("The file is empty (0 bytes): copy it again from where it came.")
     try:
-        container = av.open(str(source) if isinstance(source, Path) else source, options=dict(_READ_ONLY))
+        container: Any = av.open(str(source) if isinstance(source, Path) else source, options=dict(_READ_ONLY))
     except (FFmpegError, OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise BadRow(

@@ -66,7 +66,7 @@ class Flow:
         if not changed.any():
             return 0.0
         side = 2 * round(_NEAR * min(changed.shape)) + 1
-        near = cv2.dilate(changed.astype(np.uint8), np.ones((side, side), np.uint8))
+        near = cv2.dilate(np.asarray(changed, np.uint8), np.ones((side, side), np.uint8))
         first, second = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (before, after))
         flow = self._dis.calc(first, second, None)
         return float((np.sqrt((flow * flow).sum(axis=2)) * near).mean())

@@ -78,8 +78,7 @@ def train_worker(config: dict[str, Any]) -> None:
         step, tokens_seen = last.step, int(last.facts["tokens_seen"])
     optimizer = torch.optim.AdamW(parameter_groups(trunk, stage), lr=stage.learning_rate, betas=_BETAS, eps=_EPS)
     engine = zero_engine(NextToken(trunk), optimizer, stage, device)
-    if moments is not None:
-        restore_moments(engine, optimizer, moments, step)
+    set_moments(engine, optimizer, moments, step)
 
     # 2. Data: a pure function of the step.
     loader = Loader(packs, stage.global_batch, stage.seed)
@@ -111,7 +110,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
         # 5. Save. Every rank takes part in gathering, rank 0 writes.
         if step % stage.checkpoint_every == 0 or step == stage.steps:
-            state = gathered(engine, trunk)
+            state = gathered(trunk)
             if rank == 0:
                 mean = float(since_saved[0] / since_saved[1])
                 facts = {"tokens_seen": tokens_seen, "loss": mean, "data_position": step * stage.global_batch}
@@ -191,7 +190,7 @@ def step_metrics(totals: list[float]) -> dict[str, float]:
     return {"loss": loss} | {name: total / count for name, (total, count) in parts.items() if count}
 
 
-def gathered(engine: Any, trunk: Trunk) -> dict[str, Tensor]:
+def gathered(trunk: Trunk) -> dict[str, Tensor]:
     """Adam's moments of every parameter, whole, gathered from the ranks' shards; a collective call."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -202,14 +201,20 @@ def gathered(engine: Any, trunk: Trunk) -> dict[str, Tensor]:
     }
 
 
-def restore_moments(engine: Any, optimizer: torch.optim.AdamW, moments: dict[str, Tensor], step: int) -> None:
-    """Put whole moments back into the shards of whatever ranks there are now."""
+def set_moments(engine: Any, optimizer: torch.optim.AdamW, moments: dict[str, Tensor] | None, step: int) -> None:
+    """Put whole moments into the shards of whatever ranks there are now; zeros where training is fresh.
+
+    Done for a fresh start too: DeepSpeed 0.19 links parameters to optimizer state after the first *group's* first step,
+    when the other groups have none yet, and would then never find theirs.
+    """
     from deepspeed.utils import safe_set_full_optimizer_state
 
     zero = engine.optimizer
     for shard in zero.single_partition_of_fp32_groups:
         optimizer.state[shard] = {"step": torch.tensor(float(step))} | {m: torch.zeros_like(shard) for m in _MOMENTS}
     zero._lazy_init_hp_params_optimizer_state()
+    if moments is None:
+        return
     for name, parameter in engine.module.trunk.named_parameters():
         for moment in _MOMENTS:
             safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
