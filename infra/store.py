@@ -25,6 +25,7 @@ from lance.commit import CommitConflictError  # noqa: E402
 from lance.fragment import FragmentMetadata, write_fragments  # noqa: E402
 
 from infra.bucket import Bucket
+from infra.faults import crash_point
 from infra.types import RunError, Snapshot, UserError
 
 KEY = pa.field("key", pa.binary(16))
@@ -229,6 +230,7 @@ class Store:
             source = self.open(base)
             if _layout(head) != _layout(source):
                 self._try_commit(base.name, LanceOperation.Restore(base.version), head.version, f"restore for {stamp}")
+                crash_point("restored", base.name)
                 continue
             self._try_commit(base.name, _update(head, dropped, new), head.version, stamp)
         raise RunError(f"{base.name} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again")

@@ -21,8 +21,6 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-for _noisy in ("mlflow", "alembic", "alembic.runtime.migration"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.data.dataset_source import DatasetSource  # noqa: E402
@@ -36,6 +34,9 @@ from mlflow.entities import (  # noqa: E402
     Param,
 )
 from mlflow.exceptions import MlflowException  # noqa: E402
+
+for _noisy in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 MAX_PARAM_CHARS = 6000
 BATCH = 900

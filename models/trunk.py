@@ -139,15 +139,15 @@ class Trunk(nn.Module):
         return self.norm(x_BTD)
 
 
-def write_config(folder: Path, config: TrunkConfig, vocabulary: Vocabulary) -> None:
-    """`config.json`: the trunk and the vocabulary, all that is needed beside the weights."""
-    data = {"trunk": config.to_json(), "vocabulary": json.loads(vocabulary.to_json())}
+def write_config(folder: Path, config: TrunkConfig, vocabulary: Vocabulary, step: int) -> None:
+    """`config.json`: the trunk, the vocabulary and the step, all that is needed beside the weights."""
+    data = {"trunk": config.to_json(), "vocabulary": json.loads(vocabulary.to_json()), "step": step}
     (folder / CONFIG_FILE).write_text(json.dumps(data, indent=1, sort_keys=True))
 
 
-def load_trunk(folder: Path) -> tuple[Trunk, Vocabulary]:
-    """The decoder of a checkpoint folder, in evaluation mode, and its vocabulary."""
+def load_trunk(folder: Path) -> tuple[Trunk, Vocabulary, int]:
+    """The decoder of a checkpoint folder, in evaluation mode, its vocabulary and its step."""
     data = json.loads((folder / CONFIG_FILE).read_text())
     trunk = Trunk(TrunkConfig.from_json(data["trunk"]))
     trunk.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    return trunk.eval(), Vocabulary(**data["vocabulary"])
+    return trunk.eval(), Vocabulary(**data["vocabulary"]), data["step"]

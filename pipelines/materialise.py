@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.checkpoints import CheckpointFolder
+from infra.faults import crash_point
 from infra.ledger import Claim, Folder
 from infra.store import Store
 from infra.types import RunError, Snapshot, now_utc
@@ -85,6 +86,7 @@ def materialise(site: Site, plan: StagePlan) -> Made:
     if not claim.wait(on_wait=waiting, published=last_done):
         return Made(_must(folder.done()), 0, adopted=True)
     try:
+        crash_point("claimed", plan.name)
         started = time.monotonic()
         stage = plan.node.stage
         made = _run_rows(site, plan, folder) if isinstance(stage, RowStage) else _run_job(site, plan, folder)
@@ -97,7 +99,9 @@ def materialise(site: Site, plan: StagePlan) -> Made:
 
 def _publish_done(folder: Folder, done: dict[str, Any], made: Made) -> Made:
     number = folder.last("done") + 1
-    if folder.put(f"done.{number}", done | {"number": number}):
+    won = folder.put(f"done.{number}", done | {"number": number})
+    crash_point("done", done["dataset"])
+    if won:
         return Made(_must(folder.done()), made.computed, job=made.job)
     return Made(_must(folder.done()), made.computed, adopted=True)
 
@@ -112,15 +116,18 @@ def _must(done: dict[str, Any] | None) -> dict[str, Any]:
 
 def _run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
     shard_plan = _open_plan(site, plan, folder)
+    crash_point("planned", plan.name)
     computed = _run_shards(site, plan, folder, shard_plan)
     results = [_must(folder.get(f"shard.{shard_plan.number}.{i}")) for i in range(len(shard_plan.shards))]
     staged = [f for r in results for f in r["fragments"]]
     if not site.store.intact(plan.name, staged):
         _replan(site, folder, plan.name, shard_plan, results)
         return _run_rows(site, plan, folder)
+    crash_point("staged", plan.name)
     base = _base(site, plan, shard_plan)
     wanted = pa.concat_arrays([u.keys for u in plan.units])
     version, carried = _commit(site, plan, shard_plan, staged, base, wanted)
+    crash_point("committed", plan.name)
     snapshot = site.store.snapshot(plan.name, version)
     left = rest.join([rest.from_rows([e for r in results for e in r["rest"]]), carried, *(rest.from_select(u.gated_out) for u in plan.units)])  # fmt: skip  # noqa: E501
     units_in = len(wanted) + sum(u.gated_out.num_rows for u in plan.units)
@@ -165,6 +172,7 @@ def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.
     def on_shard(number: int, parts: list[dict[str, Any]]) -> None:
         result = {name: sum((p[name] for p in parts), [] if name in ("fragments", "rest") else 0) for name in parts[0]}
         folder.put(f"shard.{shard_plan.number}.{number}", result)
+        crash_point("shard", plan.name)
         tally["units"] += result["units"]
         tally["bad"] += sum(e["state"] == "quarantined" for e in result["rest"])
         site.show(plan.name, tally["units"], tally["total"], "")
@@ -217,8 +225,10 @@ def _done(
     site: Site, plan: StagePlan, folder: Folder, snapshot: Snapshot, number: int, left: pa.Table, units_in: int
 ) -> dict[str, Any]:
     site.store.tag(snapshot, f"m.{plan.key}.{number}")
+    crash_point("tagged", plan.name)
     rest_name = f"rest.{number}"
     folder.put_bytes(rest_name, rest.to_bytes(left))
+    crash_point("rest", plan.name)
     return {
         "dataset": plan.name,
         "key": plan.key,

@@ -234,5 +234,5 @@ def publish(
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE)
         save_file(moments, folder / MOMENTS_FILE)
-        write_config(folder, trunk.config, vocabulary)
+        write_config(folder, trunk.config, vocabulary, step)
         checkpoints.save(step, folder, facts)

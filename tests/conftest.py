@@ -1,0 +1,146 @@
+"""Fixtures: a Ray for the whole session, toy sources, and a run of the toy pipeline in this process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.bucket import LocalBucket
+from pipelines.config import config_of
+from pipelines.plan import Ask, Planner
+from pipelines.run import Result, Runner, Services
+from tests import toy
+
+REPO = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("PLAIT_SHARED_DATA", REPO.parent / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items):
+    """A test that needs the shared data says so by the marker `shared`."""
+    skip = pytest.mark.skip(reason=f"the shared data is not at {SHARED}: set PLAIT_SHARED_DATA")
+    for item in items:
+        if "shared" in item.keywords and not SHARED.is_dir():
+            item.add_marker(skip)
+
+
+class Quiet:
+    """Progress that nobody sees."""
+
+    def __init__(self):
+        self.notes = []
+
+    def stage(self, *_):
+        """Nothing."""
+
+    def finished(self, _):
+        """Nothing."""
+
+    def note(self, sentence):
+        """Kept for the test."""
+        self.notes.append(sentence)
+
+
+@pytest.fixture(scope="session")
+def toy_marks(tmp_path_factory):
+    """The folder in which toy stages leave a mark per call; actors learn of it from the environment."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "calls").mkdir()
+    os.environ |= {"TOY_CALLS": str(folder / "calls"), "TOY_BUSY": str(folder / "busy"), "PYTHONPATH": str(REPO)}
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray(toy_marks):
+    """One private Ray for all tests of this process."""
+    from infra.cluster import connect, disconnect
+
+    yield connect(None, 2)
+    disconnect()
+
+
+class Toy:
+    """The toy pipeline over a folder of texts: `run()` and `plan()` with settings, calls counted."""
+
+    def __init__(self, folder: Path, marks: Path, ray=None, root=None, source=None):
+        self.source = folder / "src"
+        self.source.mkdir(exist_ok=True)
+        self.calls_folder = marks / "calls"
+        self.busy = marks / "busy"
+        self.forget_calls()
+        self.root = root or LocalBucket(folder / "root")
+        self.source_bucket = source or LocalBucket(self.source)
+        self.ray = ray
+        self.ray_asked = 0
+
+    def write(self, name: str, text: str) -> None:
+        """One raw text file."""
+        (self.source / name).write_text(text)
+
+    def config(self, select=None, stages=None, **settings):
+        """A configuration as Hydra would give it."""
+        place = {"lengths": {"shard_rows": 4, "batch_rows": 3, "deadline_s": 4.0}, "words": {"shard_rows": 2}}
+        plain = {"pipeline": "toy", "root": "unused", "source": None, "storage": {}, "tracking": {}, "sample": {}}
+        cluster = {"workers": 2, "stages": place | (stages or {})}
+        return config_of(plain | {"cluster": cluster, "select": select or {}} | settings)
+
+    def planner(self, ask=None, **config) -> Planner:
+        """A planner for the toy graph."""
+        return Planner(toy.graph(self.config(**config)), self.root, self.source_bucket, ask or Ask())
+
+    def plan(self, ask=None, **config) -> dict[str, dict]:
+        """The plan by stage."""
+        return {p.name: p.to_json() for p in self.planner(ask, **config).plan_all()}
+
+    def run(self, ask=None, tracker=None, **config) -> dict[str, dict]:
+        """Run, and give the entries by stage."""
+        return {s["name"]: s for s in self.result(ask, tracker, **config).stages}
+
+    def result(self, ask=None, tracker=None, **config) -> Result:
+        """Run, and give the whole result."""
+
+        def ray_asked():
+            self.ray_asked += 1
+            return self.ray
+
+        self.progress = Quiet()
+        services = Services(
+            self.root, self.source_bucket, ray_asked, tracker or (lambda: None), lambda *_: {}, self.progress, "run again"
+        )
+        return Runner(self.planner(ask, **config), services, ask or Ask(), {}).run()
+
+    def calls(self, stage: str) -> int:
+        """Rows processed by a stage since the last `forget_calls`."""
+        return len(list(self.calls_folder.glob(f"{stage}-*")))
+
+    def forget_calls(self) -> None:
+        """Start counting anew."""
+        for mark in self.calls_folder.iterdir():
+            mark.unlink()
+
+    def rows(self, dataset: str, columns: list[str]) -> list[dict]:
+        """Rows of the newest materialisation."""
+        from pipelines.standing import Standing
+
+        standing = Standing(self.root)
+        return standing.store.scan(standing.snapshot(dataset), columns).to_pylist()
+
+
+@pytest.fixture
+def make_toy(tmp_path, ray, toy_marks):
+    """A Toy on a fresh folder, with the calls of actors counted."""
+
+    def make(**kwargs) -> Toy:
+        return Toy(tmp_path, toy_marks, ray, **kwargs)
+
+    return make
+
+
+def plait(*arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+    """The command as a person runs it."""
+    environment = os.environ | {"PYTHONPATH": str(REPO)} | (env or {})
+    command = [sys.executable, "-m", "pipelines.cli.main", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

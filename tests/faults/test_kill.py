@@ -1,0 +1,111 @@
+"""kill -9 at every arrow of the protocol, and at random moments: the same command goes on, and nothing shows."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.bucket import LocalBucket
+from infra.faults import POINTS
+from pipelines.standing import Standing
+from tests.conftest import REPO, plait
+
+TOY = ["pipeline=tests.toy:graph", "source=src", "root=root", "tracking=none", "cluster.stages.lengths.shard_rows=3"]
+
+
+def write_source(folder: Path) -> None:
+    """Five texts."""
+    (folder / "src").mkdir(exist_ok=True)
+    for i in range(5):
+        (folder / "src" / f"t{i}.txt").write_text(f"alpha{i} beta{i} same drop{i} none{i}")
+
+
+def contents(folder: Path) -> dict[str, tuple]:
+    """Keys of every dataset and how often each materialisation was published."""
+    standing = Standing(LocalBucket(folder / "root"))
+    found = {}
+    for name in standing.order():
+        done = standing.done(name)
+        keys = standing.store.scan(standing.snapshot(name), ["key"])["key"].to_pylist()
+        assert len(keys) == len(set(keys))
+        counts = tuple(done[c] for c in ("rows_in", "rows_out", "empty", "filtered", "quarantined"))
+        found[name] = (sorted(keys), done["snapshot"]["digest"], counts)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Two runs that nobody disturbed: five texts, then one more and a narrower select."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_source(folder)
+    assert plait("run", *TOY, cwd=folder).returncode == 0
+    first = contents(folder)
+    (folder / "src" / "t9.txt").write_text("gamma9 delta9")
+    (folder / "src" / "t0.txt").unlink()
+    assert plait("run", *TOY, cwd=folder).returncode == 0
+    return first, contents(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_a_driver_killed_at_any_arrow_resumes_to_the_same_rows(point, tmp_path, undisturbed):
+    """In a full materialisation, and in an incremental one whose HEAD has moved away from its base."""
+    first, second = undisturbed
+    write_source(tmp_path)
+    if point != "restored":
+        killed = plait("run", *TOY, cwd=tmp_path, env={"PLAIT_CRASH_AT": f"lengths:{point}"})
+        assert killed.returncode == -signal.SIGKILL
+        assert plait("run", *TOY, cwd=tmp_path).returncode == 0
+        assert contents(tmp_path) == first
+    else:
+        assert plait("run", *TOY, cwd=tmp_path).returncode == 0
+        # another select empties `upper` of some words, so that its HEAD is not the base of the next run's recipe
+        assert plait("run", *TOY, "upper.mark=?", cwd=tmp_path).returncode == 0
+    (tmp_path / "src" / "t9.txt").write_text("gamma9 delta9")
+    (tmp_path / "src" / "t0.txt").unlink()
+    killed = plait("run", *TOY, cwd=tmp_path, env={"PLAIT_CRASH_AT": f"{'upper' if point == 'restored' else 'lengths'}:{point}"})
+    assert killed.returncode == -signal.SIGKILL
+    assert plait("run", *TOY, cwd=tmp_path).returncode == 0
+    assert contents(tmp_path) == second
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_rows_and_redoes_no_finished_shard(tmp_path, undisturbed):
+    write_source(tmp_path)
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(REPO), "TOY_CALLS": str(calls), "TOY_SLEEP": "0.15"}
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", *TOY, "cluster.stages.lengths.batch_rows=1"]
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started = time.monotonic()
+        while process.poll() is None and len(list(calls.glob("lengths-*"))) < 5 and time.monotonic() - started < 60:
+            time.sleep(0.05)
+        time.sleep(random.random() * 0.8)
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == undisturbed[0]
+    # 25 words; a killed run loses at most the shards in flight: two actors with three words each
+    assert len(list(calls.glob("lengths-*"))) <= 25 + 3 * 6
+
+
+@pytest.mark.slow
+def test_two_drivers_on_one_key_publish_one_version_and_both_succeed(tmp_path, undisturbed):
+    write_source(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(REPO), "TOY_SLEEP": "0.05"}
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", *TOY]
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    assert contents(tmp_path) == undisturbed[0]
+    standing = Standing(LocalBucket(tmp_path / "root"))
+    for name, dones in standing.all.items():
+        assert len(dones) == 1 and standing.store.head(name) == 1, name
