@@ -1,0 +1,1 @@
+"""What people look at; reads through infra and pipelines."""

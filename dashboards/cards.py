@@ -44,7 +44,10 @@ def _canvas(width: int, height: int) -> Any:
 def _funnel(done: Mapping[str, Any]) -> bytes:
     """Horizontal bars: units in, rows out, then every reason for which a unit gave no row."""
     bars = [("units in", done["rows_in"], "#4c72b0"), ("rows out", done["rows_out"], "#55a868")]
-    bars += [(reason, count, "#c44e52" if reason.startswith("quarantined") else "#dd8452") for reason, count in list(done["reasons"].items())[:12]]  # noqa: E501
+    bars += [
+        (reason, count, "#c44e52" if reason.startswith("quarantined") else "#dd8452")
+        for reason, count in list(done["reasons"].items())[:12]
+    ]
     image, draw = _canvas(900, 24 * len(bars) + 40)
     draw.text((8, 8), f"{done['dataset']}: {done['rows_in']} units in", fill="black")
     top = max(1, *(b[1] for b in bars))

@@ -1,0 +1,1 @@
+"""The outside world: buckets, Lance, the ledger, Ray, MLflow. Knows no stage."""

@@ -116,7 +116,9 @@ def _attempt(worker: Worker, batch: Sequence[Row]) -> list[Outcome]:
     except (TransientError, RunError):
         raise
     except MemoryError as error:
-        raise TransientError("a worker ran out of memory: lower cluster.workers or the batch, then run again") from error
+        raise TransientError(
+            "a worker ran out of memory: lower cluster.workers or the batch, then run again"
+        ) from error
     except Exception as error:  # noqa: BLE001 - the one retry point: whatever a stage raises is a row's outcome
         if len(batch) == 1:
             return [_again(worker, batch[0], error)]
@@ -139,8 +141,10 @@ def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]
     if len(outcomes) != len(batch):
         raise RunError(f"process returned {len(outcomes)} outcomes for {len(batch)} rows: it must return one per row")
     for outcome in outcomes:
-        if not isinstance(outcome, list | Filtered | BadRow):
-            raise TypeError(f"process returned a {type(outcome).__name__}: an outcome is a list of rows, Filtered or BadRow")
+        if not isinstance(outcome, list | Filtered | BadRow):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"process returned a {type(outcome).__name__}: an outcome is a list of rows, Filtered or BadRow"
+            )
     return [_blamed(o, 1) if isinstance(o, BadRow) and not hasattr(o, "failure") else o for o in outcomes]
 
 
@@ -155,13 +159,17 @@ class Pool:
     def __init__(self, size: int, num_cpus: float = 1, num_gpus: float = 0) -> None:
         import ray
 
-        self._ray = ray
+        self._ray: Any = ray
         self.size = size
         self._make = lambda: ray.remote(Host).options(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0).remote()
         self.hosts: list[Any] = []
 
     def map(
-        self, token: str, worker: Worker, shards: Iterable[tuple[int, Sequence[Any]]], on_shard: Callable[[int, list[dict[str, Any]]], None]
+        self,
+        token: str,
+        worker: Worker,
+        shards: Iterable[tuple[int, Sequence[Any]]],
+        on_shard: Callable[[int, list[dict[str, Any]]], None],
     ) -> list[str]:
         """Run every shard; `on_shard(number, results)` as each ends. Returns the sentences of transient failures."""
         queue = deque(Task(number, tuple(units)) for number, units in shards)
@@ -205,7 +213,9 @@ class Pool:
         try:
             answer = self._ray.get(ready)
         except exceptions.OutOfMemoryError:
-            return self._replace(host), {"transient": "Ray killed a worker for memory: lower cluster.workers, then run again"}
+            return self._replace(host), {
+                "transient": "Ray killed a worker for memory: lower cluster.workers, then run again"
+            }
         except exceptions.RayActorError:
             return self._replace(host), {"parts": _after_death(task)}
         except exceptions.RayTaskError as error:

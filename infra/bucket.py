@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -205,7 +205,9 @@ class S3Bucket(Bucket):
                 raise
             if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
                 raise UserError(f"the store refused {self.uri}/{name} ({code}): check the bucket's name, and AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment") from None  # fmt: skip  # noqa: E501
-            raise TransientError(f"the store failed at {self.uri}/{name} ({code}): run the same command again") from error
+            raise TransientError(
+                f"the store failed at {self.uri}/{name} ({code}): run the same command again"
+            ) from error
         except BotoCoreError as error:
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                 raise UserError(f"no credentials for {self.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment") from None  # fmt: skip  # noqa: E501
@@ -276,7 +278,7 @@ class S3Bucket(Bucket):
             return None
 
     @contextmanager
-    def local(self, name: str) -> Iterator[Path]:
+    def local(self, name: str) -> Generator[Path]:
         """See Bucket; a temporary copy."""
         from botocore.exceptions import ClientError
 

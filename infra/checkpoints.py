@@ -13,24 +13,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infra.bucket import Bucket
-from infra.types import RunError
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A published checkpoint (the `Checkpoint` that stages see)."""
-
-    step: int
-    manifest: str
-    manifest_sha256: str
-    facts: Mapping[str, Any]
+from infra.types import Checkpoint, RunError
 
 
 @dataclass(frozen=True)
@@ -40,18 +30,18 @@ class CheckpointFolder:
     bucket: Bucket
     path: str
 
-    def all(self) -> list[Saved]:
+    def all(self) -> list[Checkpoint]:
         """Every published checkpoint, lowest step first."""
         depth = self.path.count("/") + 1
         names = [n for n in self.bucket.names(self.path) if n.count("/") == depth and n.endswith(".json")]
         return [read_manifest(self.bucket, name)[0] for name in sorted(names)]
 
-    def latest(self) -> Saved | None:
+    def latest(self) -> Checkpoint | None:
         """The highest step whose manifest exists."""
         saved = self.all()
         return saved[-1] if saved else None
 
-    def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Saved:
+    def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:
         """Upload every file, then put the manifest; where another writer was first, its checkpoint is returned."""
         name = f"step-{step:06d}"
         target = f"{self.path}/{name}.{os.urandom(4).hex()}"
@@ -66,23 +56,25 @@ class CheckpointFolder:
         return read_manifest(self.bucket, f"{self.path}/{name}.json")[0]
 
     @contextmanager
-    def fetch(self, checkpoint: Saved) -> Iterator[Path]:
+    def fetch(self, checkpoint: Checkpoint) -> Generator[Path]:
         """A local folder with the checked files."""
         with tempfile.TemporaryDirectory(prefix="plait-checkpoint-") as folder:
             download(self.bucket, checkpoint.manifest, Path(folder), checkpoint.manifest_sha256)
             yield Path(folder)
 
 
-def read_manifest(bucket: Bucket, name: str, sha256: str | None = None) -> tuple[Saved, dict[str, Any]]:
+def read_manifest(bucket: Bucket, name: str, sha256: str | None = None) -> tuple[Checkpoint, dict[str, Any]]:
     """A manifest by name, checked against its own digest where the caller knows it."""
     data = bucket.get(name)
     if data is None:
         raise RunError(f"the checkpoint {name} is gone: run `plait run --only {name.split('/')[1]} --force`")
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
-        raise RunError(f"the manifest {name} is not the one that was published: someone changed it, restore it or retrain")
+        raise RunError(
+            f"the manifest {name} is not the one that was published: someone changed it, restore it or retrain"
+        )
     document = json.loads(data)
-    return Saved(document["step"], name, found, document["facts"]), document
+    return Checkpoint(document["step"], name, found, document["facts"]), document
 
 
 def download(bucket: Bucket, manifest: str, folder: Path, sha256: str | None = None) -> None:

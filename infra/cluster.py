@@ -35,7 +35,9 @@ def connect(address: str | None, num_cpus: int | None) -> Any:
                 _node_ip_address="127.0.0.1",
             )
     except (ConnectionError, TimeoutError, RuntimeError) as error:
-        raise RunError(f"Ray could not be reached at {where or 'this machine'} ({error}): check cluster.address") from error
+        raise RunError(
+            f"Ray could not be reached at {where or 'this machine'} ({error}): check cluster.address"
+        ) from error
     return ray
 
 

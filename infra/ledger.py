@@ -148,7 +148,7 @@ def _me() -> dict[str, Any]:
 
 
 def _is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[str, Any]) -> bool:
-    """Same host: by the process table, at once. Elsewhere: when its heartbeat has not moved for STALE_S by our clock."""
+    """Same host: by the process table, at once. Elsewhere: when its heartbeat has not moved for STALE_S here."""
     import psutil
 
     if claim["host"] == socket.gethostname():

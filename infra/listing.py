@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,7 @@ import pyarrow as pa
 from infra.bucket import Bucket
 from infra.types import TransientError, UserError
 
-SCHEMA = pa.schema(
-    [("key", pa.binary(16)), ("path", pa.string()), ("size_bytes", pa.int64()), ("stamp", pa.string())]
-)
+SCHEMA = pa.schema([("key", pa.binary(16)), ("path", pa.string()), ("size_bytes", pa.int64()), ("stamp", pa.string())])
 
 
 def list_source(source: Bucket, limit: int | None = None, exclude: str = "") -> pa.Table:
@@ -60,7 +58,7 @@ class SourceFile:
         return self.path
 
     @contextmanager
-    def local(self) -> Iterator[Path]:
+    def local(self) -> Generator[Path]:
         """A local path with checked bytes."""
         with self._fetch() as path:
             if self.digest is not None and self._sha256(path) != self.digest:

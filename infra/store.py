@@ -17,12 +17,12 @@ from typing import Any
 os.environ.setdefault("LANCE_LOG", "error")
 warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray starts processes by exec, not by fork alone
 
-import lance  # noqa: E402
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-from lance import LanceOperation  # noqa: E402
-from lance.commit import CommitConflictError  # noqa: E402
-from lance.fragment import FragmentMetadata, write_fragments  # noqa: E402
+import lance
+import numpy as np
+import pyarrow as pa
+from lance import LanceOperation
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata, write_fragments
 
 from infra.bucket import Bucket
 from infra.faults import crash_point
@@ -128,7 +128,9 @@ class Store:
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    def scan(self, snapshot: Snapshot, columns: Mapping[str, str] | Sequence[str], where: str | None = None) -> pa.Table:
+    def scan(
+        self, snapshot: Snapshot, columns: Mapping[str, str] | Sequence[str], where: str | None = None
+    ) -> pa.Table:
         """Columns (or named SQL expressions) of the rows that pass, in stable order; never blob payloads."""
         wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
         return self.open(snapshot).to_table(columns=wanted, filter=where)
@@ -209,7 +211,9 @@ class Store:
                 continue
             self._verify(dataset, found, _files(new), sum(f.physical_rows for f in new))
             return found
-        raise RunError(f"{dataset} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again")
+        raise RunError(
+            f"{dataset} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again"
+        )
 
     def publish_incremental(
         self, base: Snapshot, dropped: Mapping[int, Sequence[int]], staged: Sequence[str], stamp: str
@@ -233,7 +237,9 @@ class Store:
                 crash_point("restored", base.name)
                 continue
             self._try_commit(base.name, _update(head, dropped, new), head.version, stamp)
-        raise RunError(f"{base.name} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again")
+        raise RunError(
+            f"{base.name} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again"
+        )
 
     def _try_commit(self, dataset: str, operation: Any, read_version: int, stamp: str) -> None:
         """Commit once; a refusal is no error here, since the caller looks for its stamp in any case."""
@@ -288,7 +294,9 @@ class SnapshotReader:
     def scan(self, columns: Sequence[str], batch_rows: int = 1024) -> Iterator[pa.RecordBatch]:
         """All rows, batch by batch."""
         for start in range(0, len(self), batch_rows):
-            yield from self.take(range(start, min(start + batch_rows, len(self))), columns).combine_chunks().to_batches()
+            yield from (
+                self.take(range(start, min(start + batch_rows, len(self))), columns).combine_chunks().to_batches()
+            )
 
 
 def check_clauses(own: pa.Schema, clauses: Mapping[str, str]) -> None:

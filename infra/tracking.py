@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.data.dataset_source import DatasetSource  # noqa: E402
-from mlflow.entities import (  # noqa: E402
+from mlflow import MlflowClient
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
@@ -33,7 +33,7 @@ from mlflow.entities import (  # noqa: E402
     Metric,
     Param,
 )
-from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.exceptions import MlflowException
 
 for _noisy in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
@@ -109,7 +109,7 @@ class Tracker:
             self.experiment = found.experiment_id if found else self.client.create_experiment(experiment, location)
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _guard(self) -> Generator[None]:
         try:
             yield
         except (MlflowException, ConnectionError, TimeoutError, OSError) as error:
@@ -177,7 +177,9 @@ class Tracker:
         metrics += [Metric(k, v, now, step) for step, row in report.metrics for k, v in row.items()]
         tied = self._tie(run, report, now)
         for start in range(0, max(len(metrics), 1), BATCH):
-            self.client.log_batch(run, metrics=metrics[start : start + BATCH], params=params[:100] if start == 0 else [])
+            self.client.log_batch(
+                run, metrics=metrics[start : start + BATCH], params=params[:100] if start == 0 else []
+            )
         if tied:
             self.client.log_batch(run, metrics=tied)
 
@@ -232,7 +234,9 @@ def _datasets(report: Report) -> list[DatasetInput]:
     for snapshot, context in pairs:
         source = json.dumps(LanceSource(snapshot["uri"], snapshot["version"], snapshot["digest"]).to_dict())
         columns = [{"name": n, "type": t} for n, t in report.schema] if context == "output" else []
-        schema = json.dumps({"mlflow_colspec": [{"type": "string", "name": c["name"], "required": True} for c in columns]})
+        schema = json.dumps(
+            {"mlflow_colspec": [{"type": "string", "name": c["name"], "required": True} for c in columns]}
+        )
         profile = json.dumps({"num_rows": snapshot["rows"]})
         dataset = Dataset(snapshot["name"], snapshot["digest"], "plait_lance", source, schema if columns else None, profile)  # fmt: skip  # noqa: E501
         found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))

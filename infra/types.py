@@ -12,6 +12,7 @@ Errors are one sentence: what was given, what is allowed, what to type next.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class TransientError(PlaitError):
     """The world failed (connection, timeout, 429, 5xx, memory): try the shard again later."""
 
 
-class BadRow(PlaitError):
+class BadRow(PlaitError):  # noqa: N818
     """This row cannot be processed; the sentence becomes its reason in the quarantine.
 
     `process` may raise it (one row at fault) or return it in the row's place (batched calls).
@@ -70,6 +71,18 @@ class Snapshot:
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for the ledger, MLflow and `--json`."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint: a manifest of files with their SHA-256."""
+
+    step: int
+    manifest: str
+    """Path of the manifest, relative to the root."""
+    manifest_sha256: str
+    facts: Mapping[str, Any]
+    """What the trainer wrote into the manifest: tokens seen, loss, data position, settings."""
 
 
 def now_utc() -> str:

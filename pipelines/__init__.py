@@ -1,0 +1,1 @@
+"""What runs (graphs) and how: key, plan, run, lineage."""

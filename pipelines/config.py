@@ -104,7 +104,9 @@ def strict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         first = error.errors()[0]
         name = ".".join([where, *(str(p) for p in first["loc"])])
         if first["type"] == "missing":
-            raise UserError(f"{name} is missing: write {name}=VALUE, or choose a recipe and a scale that set it") from None
+            raise UserError(
+                f"{name} is missing: write {name}=VALUE, or choose a recipe and a scale that set it"
+            ) from None
         raise UserError(f"{name}={first['input']!r} is not allowed ({first['msg']})") from None
 
 
@@ -120,7 +122,19 @@ def _refuse_unknown(cls: Any, values: Mapping[str, Any], where: str) -> None:
             _refuse_unknown(hints[name], value, f"{where}.{name}")
 
 
-RESERVED = ("pipeline", "root", "source", "storage", "cluster", "tracking", "sample", "select", "recipe", "scale", "trunk")
+RESERVED = (
+    "pipeline",
+    "root",
+    "source",
+    "storage",
+    "cluster",
+    "tracking",
+    "sample",
+    "select",
+    "recipe",
+    "scale",
+    "trunk",
+)
 
 
 def config_of(plain: Mapping[str, Any]) -> Config:

@@ -52,7 +52,7 @@ class Node:
         return self.stage.writes
 
     def gate(self, edge: Edge) -> Select | None:
-        """The select that applies to an edge: the pipeline's, where the edge's rows are what the select's rows score."""
+        """The select that applies to an edge: the pipeline's, on gated row edges."""
         return self.select if self.select and edge.gated and edge.role == "rows" else None
 
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from infra.ledger import snapshot_of
 from infra.types import UserError
 from pipelines.standing import Standing
+
+pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
 KEY_TYPE = pa.binary(16)
 MIN_PREFIX = 4
@@ -136,7 +138,9 @@ class Lineage:
         self._up(picture, target.done, target.keys, single=target.keys is not None, seen={})
         return picture
 
-    def _up(self, picture: Picture, done: Mapping[str, Any], keys: pa.Array | None, single: bool, seen: dict) -> None:
+    def _up(
+        self, picture: Picture, done: Mapping[str, Any], keys: pa.Array | None, single: bool, seen: dict[Any, Any]
+    ) -> None:
         """Add the rows `keys` of a materialisation (None: its snapshot), then what they came from."""
         rows = self._rows(done, keys)
         ids = self._nodes(picture, done, rows, rows_shown=single)
@@ -213,7 +217,9 @@ class Lineage:
         labels = zip(columns["key"], columns["label"], strict=True)
         return [picture.node(f"row:{k.hex()}", "row", f"{done['dataset']}: {label}") for k, label in labels]
 
-    def _link_rows(self, picture: Picture, rows: pa.Table, before: Mapping[str, Any], wanted: pa.Array, unit: str) -> None:  # noqa: E501
+    def _link_rows(
+        self, picture: Picture, rows: pa.Table, before: Mapping[str, Any], wanted: pa.Array, unit: str
+    ) -> None:
         """Row-to-row edges between two neighbouring datasets."""
         above = self._rows(before, wanted)
         ids = self._nodes(picture, before, above, rows_shown=True)
@@ -256,9 +262,10 @@ class Lineage:
             if shown:
                 self._link_down(picture, rows, done, found, given["unit"])
             else:
-                node = self._snapshot_node(picture, done)
-                picture.edge(f"snapshot:{dataset}@{given['snapshot']['version']}", f"stage:{done['dataset']}/{done['key'][:8]}")  # noqa: E501
-                del node
+                self._snapshot_node(picture, done)
+                picture.edge(
+                    f"snapshot:{dataset}@{given['snapshot']['version']}", f"stage:{done['dataset']}/{done['key'][:8]}"
+                )
             self._down(picture, snapshot.name, found, shown, seen)
 
     def _stood_on(self, given: Mapping[str, Any], rows: pa.Table) -> bool:
@@ -270,8 +277,15 @@ class Lineage:
         return bool(pc.any(pc.is_in(keys, value_set=rows["key"].combine_chunks())).as_py())
 
     def _reach_snapshot(
-        self, picture: Picture, done: Mapping[str, Any], dataset: str, rows: pa.Table, shown: bool, table: pa.Table, seen: set
-    ) -> None:  # fmt: skip
+        self,
+        picture: Picture,
+        done: Mapping[str, Any],
+        dataset: str,
+        rows: pa.Table,
+        shown: bool,
+        table: pa.Table,
+        seen: set[Any],
+    ) -> None:
         mark = (f"{done['dataset']}@{done['snapshot']['version']}", b"")
         if mark in seen:
             return
@@ -296,7 +310,11 @@ class Lineage:
 
     def _link_down(self, picture: Picture, rows: pa.Table, done: Mapping[str, Any], found: pa.Table, unit: str) -> None:
         names = rows.column_names
-        prefix = [f"file:{p}" for p in rows["path"].to_pylist()] if "path" in names else [f"row:{k.hex()}" for k in rows["key"].to_pylist()]  # noqa: E501
+        prefix = (
+            [f"file:{p}" for p in rows["path"].to_pylist()]
+            if "path" in names
+            else [f"row:{k.hex()}" for k in rows["key"].to_pylist()]
+        )
         above: dict[bytes, list[str]] = {}
         for key, node in zip(rows[unit].to_pylist(), prefix, strict=True):
             above.setdefault(key, []).append(node)

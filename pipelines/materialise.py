@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from infra.actors import Pool
 from infra.bucket import Bucket
@@ -31,6 +31,8 @@ from pipelines.plan import Planner, StagePlan
 from pipelines.units import Base, compare
 from pipelines.worker import ShardWorker
 from stages.base import JobStage, Row, RowStage
+
+pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
 JOB_ROWS_PER_FRAGMENT = 4096
 BUDGET_FLOOR_UNITS = 20
@@ -147,7 +149,9 @@ def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
     return shards.read(folder, number)
 
 
-def _replan(site: Site, folder: Folder, dataset: str, old: shards.ShardPlan, results: Sequence[Mapping[str, Any]]) -> None:
+def _replan(
+    site: Site, folder: Folder, dataset: str, old: shards.ShardPlan, results: Sequence[Mapping[str, Any]]
+) -> None:
     """Files of finished shards have vanished: the same shards under the next number, keeping the intact ones."""
     number = old.number + 1
     for i, result in enumerate(results):
@@ -170,7 +174,8 @@ def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.
     tally = {"units": 0, "bad": 0, "total": sum(len(u) for _, u in todo)}
 
     def on_shard(number: int, parts: list[dict[str, Any]]) -> None:
-        result = {name: sum((p[name] for p in parts), [] if name in ("fragments", "rest") else 0) for name in parts[0]}
+        starts: dict[str, Any] = {"fragments": [], "rest": [], "rows": 0, "units": 0}
+        result = {n: sum((p[n] for p in parts), start) for n, start in starts.items()}
         folder.put(f"shard.{shard_plan.number}.{number}", result)
         crash_point("shard", plan.name)
         tally["units"] += result["units"]
@@ -234,7 +239,9 @@ def _done(
         "key": plan.key,
         "recipe": plan.recipe,
         "plan": number,
-        "why": plan.cause[0]["leaf"] if plan.cause and plan.cause[0]["leaf"] in ("force", "retry_quarantined") else "made",
+        "why": plan.cause[0]["leaf"]
+        if plan.cause and plan.cause[0]["leaf"] in ("force", "retry_quarantined")
+        else "made",
         "snapshot": snapshot.to_json(),
         "inputs": _inputs(plan),
         "rest": rest_name,

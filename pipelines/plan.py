@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from infra.bucket import Bucket
 from infra.ledger import Ledger, snapshot_of
@@ -26,6 +26,8 @@ from pipelines.graph import Graph, Node
 from pipelines.key import code_digest, hash16, materialisation_key, recipe_digest, recipe_tree
 from pipelines.units import Base, Difference, Units, compare, edge_units, first_parents, flat
 from stages.base import Edge, RowStage
+
+pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
 LISTING = "listing"
 
@@ -158,8 +160,8 @@ class Planner:
         plan.tree = {"recipe": recipe, "inputs": {}}
         held = self._held_done(node, plan)
         open_edges = [e for e in node.stage.inputs if e.role == "rows" and not (e.held and held)]
-        needs = {e.dataset for e in open_edges} | ({node.select.dataset} if node.select and open_edges else set())
-        if needs & set(missing):
+        gates = {gate.dataset for e in open_edges if (gate := node.gate(e))}
+        if ({e.dataset for e in open_edges} | gates) & set(missing):
             return self._unknown(plan, missing)
         if not node.stage.inputs:
             if self.source is None:
@@ -196,12 +198,15 @@ class Planner:
         for edge in plan.node.stage.inputs:
             if edge.role != "rows":
                 continue
-            ready = edge.dataset not in missing and not (plan.node.gate(edge) and plan.node.gate(edge).dataset in missing)  # type: ignore[union-attr]  # noqa: E501
+            gate = plan.node.gate(edge)
+            ready = edge.dataset not in missing and not (gate and gate.dataset in missing)
             units = self._edge(plan, edge) if ready else None
-            if edge.held and held:
+            if edge.held and held is not None:
                 then = held["inputs"][edge.dataset]
                 moved = units is not None and units.digest != then["digest"]
-                plan.held = None if units is None else (plan.held or 0) + (len(units.keys) - then["units"] if moved else 0)  # noqa: E501
+                plan.held = (
+                    None if units is None else (plan.held or 0) + (len(units.keys) - then["units"] if moved else 0)
+                )
                 plan.tree["inputs"][edge.dataset] = then["digest"]
             elif units is not None:
                 plan.units.append(units)
@@ -270,7 +275,9 @@ class Planner:
             return
         same = last["tree"]["recipe"].get("revision") == plan.tree["recipe"]["revision"]
         if same and last["notes"].get("code") not in (None, plan.notes["code"]):
-            plan.warning = f"{plan.name}: code changed, revision did not; if results change, bump `revision` or use --force"
+            plan.warning = (
+                f"{plan.name}: code changed, revision did not; if results change, bump `revision` or use --force"
+            )
 
     def _cause(self, plan: StagePlan) -> list[dict[str, Any]]:
         """The leaves of the key's tree (and of the select) that differ from the last materialisation."""

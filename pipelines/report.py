@@ -13,7 +13,12 @@ COUNTS = ("rows_in", "rows_out", "empty", "filtered", "quarantined")
 
 
 def entry(
-    plan: StagePlan, done: Mapping[str, Any] | None, state: str, computed: int, kept: int, told: Mapping[str, Any] | None
+    plan: StagePlan,
+    done: Mapping[str, Any] | None,
+    state: str,
+    computed: int,
+    kept: int,
+    told: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """One stage of `run --json`: rows describe the snapshot, kept and computed this run."""
     return {
@@ -31,7 +36,9 @@ def entry(
     }
 
 
-def report_of(planner: Planner, plan: StagePlan, made: Made, cards: Mapping[str, bytes], models: Mapping[str, str]) -> Any:
+def report_of(
+    planner: Planner, plan: StagePlan, made: Made, cards: Mapping[str, bytes], models: Mapping[str, str]
+) -> Any:
     """All that MLflow is told of one materialisation."""
     from infra.tracking import Report
 

@@ -43,7 +43,9 @@ class ShardPlan:
 
 def make(plan: StagePlan, number: int, head: int, shard_rows: int) -> bytes:
     """The plan file: units to compute in order of their keys (which are uniform, so shards are mixed alike)."""
-    edges = np.concatenate([np.full(len(u.keys), i, np.int32) for i, u in enumerate(plan.units)] or [np.zeros(0, np.int32)])
+    edges = np.concatenate(
+        [np.full(len(u.keys), i, np.int32) for i, u in enumerate(plan.units)] or [np.zeros(0, np.int32)]
+    )
     positions = np.concatenate([u.positions for u in plan.units] or [np.zeros(0, np.int64)])
     keys = pa.concat_arrays([u.keys for u in plan.units])
     compute = plan.difference.compute if plan.difference is not None else np.arange(len(keys))

@@ -7,15 +7,18 @@ All set operations are Arrow's hash kernels: 10^7 against 10^7 keys takes second
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from infra.store import Store, digest_of
 from infra.types import Snapshot
 from pipelines.graph import Select
 from stages.base import Edge
+
+pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
 KEY_TYPE = pa.binary(16)
 NO_SCORE = "no score"

@@ -118,7 +118,9 @@ class ShardWorker:
         for row, outcome in zip(rows, outcomes, strict=True):
             parents = [row["unit_key"]]
             if isinstance(outcome, list) and outcome:
-                for key, new in zip(self.keys.assign(parents, outcome), outcome, strict=True):
+                # what a listing calls an object holds its time stamp: no part of a row's name
+                named = parents if self.inputs else []
+                for key, new in zip(self.keys.assign(named, outcome), outcome, strict=True):
                     made.append({"label": row["label"], **new, "key": key, "parents": parents})
             else:
                 left.append(_left(row, outcome))

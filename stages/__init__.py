@@ -1,0 +1,1 @@
+"""One stage, one file: what it reads, writes, drops, its knobs, one pure method."""

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 
-from infra.types import BadRow, Filtered, Outcome, Row, TransientError
+from infra.types import BadRow, Checkpoint, Filtered, Outcome, Row, TransientError
 
 __all__ = [
     "AS_BEFORE", "BadRow", "Checkpoint", "Checkpoints", "Edge", "Filtered", "Job", "JobStage", "Kit", "Outcome",
@@ -153,18 +153,6 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint: a manifest of files with their SHA-256."""
-
-    step: int
-    manifest: str
-    """Path of the manifest, relative to the root."""
-    manifest_sha256: str
-    facts: Mapping[str, Any]
-    """What the trainer wrote into the manifest: tokens seen, loss, data position, settings."""
-
-
 class Checkpoints(Protocol):
     """The checkpoints of one materialisation; picklable. The manifest is written last and decides."""
 
@@ -191,7 +179,11 @@ class Job(Protocol):
     scratch: Path
     num_workers: int
     """Placement: never changes the result."""
-    checkpoints: Checkpoints
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of this materialisation."""
+        ...
 
     def reader(self, dataset: str) -> Reader:
         """The rows of an edge that pass its gate."""
@@ -233,4 +225,3 @@ class JobStage(Stage):
     def run(self, job: Job) -> Iterator[Row]:
         """Yield the rows of the output."""
         raise NotImplementedError
-

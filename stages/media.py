@@ -8,7 +8,7 @@ sentence each; an error in the middle of a film ends it and stays readable in `F
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -66,7 +66,9 @@ class Film:
 
 
 @contextmanager
-def opened(source: Path | BinaryIO | bytes, *, draft: bool = False, threads: int = THREADS) -> Iterator[Film]:
+def opened(
+    source: Path | BinaryIO | bytes, *, draft: bool = False, threads: int = THREADS
+) -> Generator[Film, None, None]:
     """Open a video for decoding; BadRow where nothing can be decoded from it.
 
     `draft` skips the in-loop deblocking filter: for counting frames and times, not for pictures.
@@ -101,7 +103,7 @@ def _first_picture_stream(container: InputContainer) -> VideoStream:
     for stream in container.streams.video:
         if stream.disposition & Disposition.attached_pic:
             continue
-        if stream.codec_context is None:
+        if getattr(stream, "codec_context", None) is None:
             raise BadRow("Its video codec is not one that this build of FFmpeg decodes: convert the file to H.264.")
         return stream
     if container.streams.audio:

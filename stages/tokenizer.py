@@ -67,7 +67,7 @@ class Tokenizer(JobStage):
     """Channels at a quarter of the resolution; twice that at an eighth."""
     blocks: int = 1
     """Residual blocks at each resolution, in encoder and decoder."""
-    steps: int = 2500
+    steps: int = 2000
     """Optimizer steps."""
     batch: int = 16
     """Frames a step."""
@@ -148,6 +148,7 @@ class _Training:
         import torch
         from models.tokenizers.vq import VqTokenizer
 
+        torch.set_num_threads(1)  # with a second one, small kernels wait 20 times longer whenever a core is taken
         self.stage, self.job = stage, job
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def toy_marks(tmp_path_factory):
     """The folder in which toy stages leave a mark per call; actors learn of it from the environment."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "calls").mkdir()
+    # drivers of the tests share one Ray, which asks for a token
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
     os.environ |= {"TOY_CALLS": str(folder / "calls"), "TOY_BUSY": str(folder / "busy"), "PYTHONPATH": str(REPO)}
     return folder
 
@@ -108,7 +111,13 @@ class Toy:
 
         self.progress = Quiet()
         services = Services(
-            self.root, self.source_bucket, ray_asked, tracker or (lambda: None), lambda *_: {}, self.progress, "run again"
+            self.root,
+            self.source_bucket,
+            ray_asked,
+            tracker or (lambda: None),
+            lambda *_: {},
+            self.progress,
+            "run again",
         )
         return Runner(self.planner(ask, **config), services, ask or Ask(), {}).run()
 
@@ -139,8 +148,12 @@ def make_toy(tmp_path, ray, toy_marks):
     return make
 
 
-def plait(*arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+def plait(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240
+) -> subprocess.CompletedProcess:
     """The command as a person runs it."""
     environment = os.environ | {"PYTHONPATH": str(REPO)} | (env or {})
     command = [sys.executable, "-m", "pipelines.cli.main", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )

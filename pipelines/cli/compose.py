@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import conf
 from infra.bucket import Bucket, LocalBucket, open_bucket
@@ -84,7 +83,9 @@ def source_of(made: Setup) -> Bucket:
     config = made.config
     if config.source is None:
         return LocalBucket(made.home / "sample" / "raw")
-    source = open_bucket(config.source, config.storage.source_endpoint or config.storage.endpoint, config.storage.region)
+    source = open_bucket(
+        config.source, config.storage.source_endpoint or config.storage.endpoint, config.storage.region
+    )
     if isinstance(source, LocalBucket) and not source.folder.is_dir():
         raise UserError(f"source={config.source} is no folder: give a folder that exists, or s3://bucket/prefix")
     return source

@@ -35,7 +35,7 @@ def status(overrides: Sequence[str], as_json: bool) -> None:
     stages = [_status_entry(standing, name, by_name.get(name)) for name in standing.order()]
     stages += [s for s in by_name.values() if s["name"] not in standing.dones]
     evals = standing.dones.get("evals")
-    document = {
+    document: dict[str, Any] = {
         "ok": bool(last and last["ok"]),
         "run_id": last["run_id"] if last else None,
         "root": made.root.uri,
@@ -122,7 +122,9 @@ def _why_row(prefix: str, overrides: Sequence[str], as_json: bool) -> None:
     left = _in_rest(standing, prefix)
     keys = {k for _, k in found} | {e["unit"] for e in left}
     if len(keys) != 1:
-        which = "begins several keys, give more digits" if keys else "is the key of no row: keys are hex digits, at least 4"  # noqa: E501
+        which = (
+            "begins several keys, give more digits" if keys else "is the key of no row: keys are hex digits, at least 4"
+        )
         raise UserError(f"{prefix!r} {which}")
     document = _row_document(standing, found, left)
     console = show.out(as_json)
@@ -130,7 +132,9 @@ def _why_row(prefix: str, overrides: Sequence[str], as_json: bool) -> None:
         if name not in ("rest", "rests"):
             console.print(f"{name:<16}{value}", markup=False, soft_wrap=True)
     for entry in document["rests"]:
-        console.print(f"in {entry['stage']}: {entry['state']}, {entry['reason'] or 'no rows'}", markup=False, soft_wrap=True)
+        console.print(
+            f"in {entry['stage']}: {entry['state']}, {entry['reason'] or 'no rows'}", markup=False, soft_wrap=True
+        )
         if entry["error"]:
             console.print(entry["error"], markup=False)
     if as_json:
@@ -185,7 +189,11 @@ def lineage(target: str, overrides: Sequence[str], down: bool, as_json: bool) ->
     for kind in ("checkpoint", "evaluation", "snapshot", "row", "file"):
         labels = [n["label"] for n in picture.nodes.values() if n["kind"] == kind]
         if labels:
-            more = f" ... and {len(labels) - FILES_SHOWN} more (all of them with --json)" if len(labels) > FILES_SHOWN else ""  # noqa: E501
+            more = (
+                f" ... and {len(labels) - FILES_SHOWN} more (all of them with --json)"
+                if len(labels) > FILES_SHOWN
+                else ""
+            )
             console.print(f"{kind + 's':<12}{len(labels):>6}  {', '.join(labels[:FILES_SHOWN])}{more}", markup=False)
     if as_json:
         show.emit(picture.to_json())
@@ -206,7 +214,9 @@ def quarantine(arguments: Sequence[str], as_json: bool) -> None:
     if rows:
         lines = [[r["stage"], r["unit"][:12], r["label"] or "", r["reason"] or ""] for r in rows]
         console.print(show.table("Quarantine", ("stage", "unit", "label", "reason"), lines, left=4))
-        console.print("plait why --row UNIT shows the error; plait run --retry-quarantined tries them again.", markup=False)
+        console.print(
+            "plait why --row UNIT shows the error; plait run --retry-quarantined tries them again.", markup=False
+        )
     else:
         console.print("Nothing is in quarantine.")
     if as_json:

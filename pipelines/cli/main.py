@@ -15,11 +15,16 @@ from infra.types import PlaitError, UserError
 from pipelines.cli import look, work
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="From raw video, images and text to a trained any-to-any model, with every row accounted for.",
-)  # fmt: skip
+)
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="name=value: source=DIR, clips.threshold=30, select.flow=...")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="name=value: source=DIR, clips.threshold=30, select.flow=...")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Only = Annotated[str | None, typer.Option(help="Run this stage alone, over what stands.")]
 From = Annotated[str | None, typer.Option("--from", help="Run this stage and all after it.")]
@@ -32,19 +37,33 @@ Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantine
 
 @app.command()
 def plan(
-    overrides: Overrides = None, only: Only = None, start: From = None, to: To = None, force: Force = False,
-    limit: Limit = None, refresh: Refresh = None, retry_quarantined: Retry = False, json: Json = False,
-) -> None:  # fmt: skip
+    overrides: Overrides = None,
+    only: Only = None,
+    start: From = None,
+    to: To = None,
+    force: Force = False,
+    limit: Limit = None,
+    refresh: Refresh = None,
+    retry_quarantined: Retry = False,
+    json: Json = False,
+) -> None:
     """What would run, on how many units, and why. Runs nothing."""
     work.plan(overrides or [], work.ask(only, start, to, force, limit, refresh, retry_quarantined), json)
 
 
 @app.command()
 def run(
-    overrides: Overrides = None, only: Only = None, start: From = None, to: To = None, force: Force = False,
-    limit: Limit = None, refresh: Refresh = None, retry_quarantined: Retry = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False, json: Json = False,
-) -> None:  # fmt: skip
+    overrides: Overrides = None,
+    only: Only = None,
+    start: From = None,
+    to: To = None,
+    force: Force = False,
+    limit: Limit = None,
+    refresh: Refresh = None,
+    retry_quarantined: Retry = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
+    json: Json = False,
+) -> None:
     """Bring every stage to its newest state; after a crash, the same command goes on."""
     asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined)
     if dry_run:
@@ -71,9 +90,13 @@ def why(
 
 @app.command()
 def lineage(
-    target: Annotated[str, typer.Argument(help="model, a checkpoint, captions, captions@7, a row's key, or a raw file.")],
+    target: Annotated[
+        str, typer.Argument(help="model, a checkpoint, captions, captions@7, a row's key, or a raw file.")
+    ],
     overrides: Overrides = None,
-    down: Annotated[bool, typer.Option("--down", help="From here to checkpoints, instead of back to raw files.")] = False,
+    down: Annotated[
+        bool, typer.Option("--down", help="From here to checkpoints, instead of back to raw files.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """From a checkpoint back to raw files, or from a raw file forward."""

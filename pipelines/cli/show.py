@@ -8,12 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 WIDTH = 100
 
-err = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH, soft_wrap=not sys.stderr.isatty(), highlight=False)
+err = Console(
+    stderr=True, width=None if sys.stderr.isatty() else WIDTH, soft_wrap=not sys.stderr.isatty(), highlight=False
+)
 
 
 def out(as_json: bool) -> Console:
@@ -39,10 +49,17 @@ class ConsoleProgress:
 
     def __init__(self) -> None:
         self.live = Progress(
-            TextColumn("{task.description:<11}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[what]}"),
-            console=err, transient=True, disable=not sys.stderr.isatty(),
-        )  # fmt: skip
+            TextColumn("{task.description:<11}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[what]}"),
+            console=err,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
         self.tasks: dict[str, TaskID] = {}
         self.live.start()
 
@@ -101,7 +118,12 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
 
 def cause_text(cause: Sequence[Mapping[str, Any]]) -> str:
     """Causes in words, digests shortened."""
-    parts = [f"{c['leaf']}: {_short(c['was'])} -> {_short(c['now'])}" if c["was"] != c["now"] else f"{c['leaf']}: not made yet" for c in cause]  # noqa: E501
+    parts = [
+        f"{c['leaf']}: {_short(c['was'])} -> {_short(c['now'])}"
+        if c["was"] != c["now"]
+        else f"{c['leaf']}: not made yet"
+        for c in cause
+    ]
     parts = ["never made" if p.startswith("never made") else p for p in parts]
     return "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
 

@@ -13,8 +13,14 @@ from pipelines.plan import Ask
 
 
 def ask(
-    only: str | None, start: str | None, to: str | None, force: bool, limit: int | None, refresh: list[str] | None, retry: bool
-) -> Ask:  # fmt: skip
+    only: str | None,
+    start: str | None,
+    to: str | None,
+    force: bool,
+    limit: int | None,
+    refresh: list[str] | None,
+    retry: bool,
+) -> Ask:
     """The flags as one value."""
     if only and (start or to):
         raise UserError("--only goes with neither --from nor --to: --only S runs S alone, --from S --to T a stretch")
@@ -48,7 +54,9 @@ def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
         rows.append([s["name"], state, *(s[n] for n in ("keep", "compute", "drop")), show.cause_text(s["cause"])])
         if p.warning:
             show.err.print(f"note: {p.warning}", style="yellow", markup=False)
-    table = show.table(f"Plan of {made.graph.name}", ("stage", "state", "keep", "compute", "drop", "cause"), rows, left=2)
+    table = show.table(
+        f"Plan of {made.graph.name}", ("stage", "state", "keep", "compute", "drop", "cause"), rows, left=2
+    )
     table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
     show.out(as_json).print(table)
     if missing_sample:

@@ -93,10 +93,13 @@ class Evals(JobStage):
 
     def run(self, job: Job) -> Iterator[Row]:
         """Each suite in turn; rows in order of key."""
+        import torch
+
         from models.tokenizers.text import load_text_tokenizer
         from models.tokenizers.vq import load_vq
         from models.trunk import load_trunk
 
+        torch.set_num_threads(1)
         trunk, vocabulary, step = load_trunk(job.checkpoint("model"))
         text = load_text_tokenizer(vocabulary.text_tokenizer, vocabulary.text_digest)
         tokenizer = load_vq(job.checkpoint("tokenizer"))

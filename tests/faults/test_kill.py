@@ -38,6 +38,14 @@ def contents(folder: Path) -> dict[str, tuple]:
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_ray(ray):
+    """Drivers join the Ray of the test session: a kill takes the driver and its actors, and costs no start."""
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    yield
+    del os.environ["RAY_ADDRESS"]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Two runs that nobody disturbed: five texts, then one more and a narrower select."""
@@ -68,7 +76,9 @@ def test_a_driver_killed_at_any_arrow_resumes_to_the_same_rows(point, tmp_path, 
         assert plait("run", *TOY, "upper.mark=?", cwd=tmp_path).returncode == 0
     (tmp_path / "src" / "t9.txt").write_text("gamma9 delta9")
     (tmp_path / "src" / "t0.txt").unlink()
-    killed = plait("run", *TOY, cwd=tmp_path, env={"PLAIT_CRASH_AT": f"{'upper' if point == 'restored' else 'lengths'}:{point}"})
+    killed = plait(
+        "run", *TOY, cwd=tmp_path, env={"PLAIT_CRASH_AT": f"{'upper' if point == 'restored' else 'lengths'}:{point}"}
+    )
     assert killed.returncode == -signal.SIGKILL
     assert plait("run", *TOY, cwd=tmp_path).returncode == 0
     assert contents(tmp_path) == second
@@ -82,14 +92,18 @@ def test_killed_at_random_moments_it_ends_with_the_same_rows_and_redoes_no_finis
     environment = os.environ | {"PYTHONPATH": str(REPO), "TOY_CALLS": str(calls), "TOY_SLEEP": "0.15"}
     command = [sys.executable, "-m", "pipelines.cli.main", "run", *TOY, "cluster.stages.lengths.batch_rows=1"]
     for _ in range(3):
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         started = time.monotonic()
         while process.poll() is None and len(list(calls.glob("lengths-*"))) < 5 and time.monotonic() - started < 60:
             time.sleep(0.05)
         time.sleep(random.random() * 0.8)
         process.kill()
         process.wait()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path) == undisturbed[0]
     # 25 words; a killed run loses at most the shards in flight: two actors with three words each
@@ -101,7 +115,12 @@ def test_two_drivers_on_one_key_publish_one_version_and_both_succeed(tmp_path, u
     write_source(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(REPO), "TOY_SLEEP": "0.05"}
     command = [sys.executable, "-m", "pipelines.cli.main", "run", *TOY]
-    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     for process in both:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors

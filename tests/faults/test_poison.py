@@ -37,7 +37,7 @@ def test_a_transient_error_is_never_quarantined_and_the_next_run_goes_on(make_to
     toy = make_toy()
     toy.write("a.txt", " ".join(f"w{i}" for i in range(20)) + " busy")
     toy.busy.touch()
-    with pytest.raises(RunError, match="503.*finished shards are kept.*run again"):
+    with pytest.raises(RunError, match=r"503.*finished shards are kept.*run again"):
         toy.run()
     before = toy.calls("lengths")
     toy.forget_calls()
@@ -50,7 +50,7 @@ def test_a_transient_error_is_never_quarantined_and_the_next_run_goes_on(make_to
 def test_an_error_budget_stops_the_run_early_with_one_sentence(make_toy):
     toy = make_toy()
     toy.write("a.txt", " ".join(f"bad{i}" for i in range(60)))
-    with pytest.raises(RunError, match="over its error budget.*plait quarantine lengths"):
+    with pytest.raises(RunError, match=r"over its error budget.*plait quarantine lengths"):
         toy.run()
     assert toy.calls("lengths") < 60
 

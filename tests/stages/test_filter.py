@@ -85,7 +85,7 @@ def test_unknown_flow_is_not_low(shared: Path, tools: Any) -> None:
 
 
 def test_text_against_data_juicers_bounds(shared: Path, tools: Any) -> None:
-    """Its order: the second has far more text. EasyOCR draws other boxes (over 0.2 there); a square one is none for us."""
+    """Its order: the second has far more text (over 0.2 by EasyOCR, which draws other boxes than our detector)."""
     means = {}
     for name in ("dj_video1.mp4", "dj_video2.mp4", "dj_video3.mp4"):
         pictures = [p for _, p in media.sampled((shared / "videos" / name).read_bytes(), "video", 0.2, 256)]
@@ -152,6 +152,7 @@ CLAUSE = {
 }
 
 
+@pytest.mark.slow
 def test_select_takes_planted_trouble_for_the_right_reason(
     corpus: Corpus, corpus_clips: dict[str, list[dict[str, Any]]], tools: Any
 ) -> None:

@@ -41,6 +41,7 @@ def test_files_are_hashed_and_named_by_kind(tmp_path: Path) -> None:
     assert empty["kind"] == "image" and gif["kind"] == "video"
 
 
+@pytest.mark.slow
 def test_every_real_video_is_accounted_for(shared: Path) -> None:
     bad, rows = {}, {}
     for path in sorted((shared / "videos").rglob("*")):

@@ -1,0 +1,37 @@
+# Each target builds what it needs in .venv from nothing.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test check fast fmt clean
+
+demo: .venv/.installed
+	$(BIN)/plait run
+
+test: .venv/.tested
+	$(BIN)/python -m pytest -q
+
+check: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q -m "not slow"
+
+fast: .venv/.tested
+	$(BIN)/python -m pytest -q -m "not slow"
+
+fmt: .venv/.tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/.installed: pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/.tested: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,151 @@
+"""Evaluation: metrics against independent ones, only held-out rows scored, absent suites absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from infra.types import UserError
+from models import emu3_format
+from models.emu3_format import Sample
+from models.flops import TrunkShape
+from models.tokenizers.text import ByteTokenizer
+from models.tokenizers.vq import VqConfig, VqTokenizer
+from models.trunk import Trunk, TrunkConfig, load_trunk
+from models.vocabulary import TEXT, VISION, Vocabulary
+from stages.evaluate.evaluate import Evals
+from stages.evaluate.heldout_loss import Document, likelihoods, unigram
+from stages.evaluate.reconstruction import psnr, ssim
+from stages.extract import Indices
+from stages.pack import Packs
+from stages.train.loop import publish
+from tests.stages.fake_job import FakeCheckpoints, FakeJob, FakeKit, FakeReader, table_of
+from tests.stages.shapes_world import CAPTIONS, world
+
+SHAPE = TrunkShape(layers=1, width=32, heads=2, kv_heads=1, ffn=32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> FakeJob:
+    """A job with every input, its model and tokenizer untrained."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("evaluate")
+    clips, captions = world(18, 2, held_out_every=5)
+    torch.manual_seed(0)
+    tokenizer = VqTokenizer(VqConfig(size=32, frames=2, codebook_size=20, code_dim=4, width=8, blocks=1)).eval()
+    tokenizer.codebook.normal_()
+    (root / "tokenizer").mkdir()
+    tokenizer.save(root / "tokenizer")
+    stage = Indices()
+    outcomes = stage.process(clips.to_pylist(), stage.setup(FakeKit({"tokenizer": root / "tokenizer"})))
+    rows = [o[0] | {"parents": [key]} for o, key in zip(outcomes, clips["key"].to_pylist(), strict=True)]
+    tables = {"clips": clips, "captions": captions, "indices": table_of(rows, Indices.schema, "indices")}
+    words = [{"text": f"a text {i}", "held_out": i % 3 == 0} for i in range(9)]
+    tables["texts"] = table_of(words, CAPTIONS, "texts")
+    packer = Packs(trunk=SHAPE, flops_per_pack=1e8, max_tokens=900)
+    tables["packs"] = table_of(list(packer.run(FakeJob(root / "packs", tables))), packer.schema, "packs")
+    vocabulary = Vocabulary.from_json(tables["packs"]["vocabulary"][0].as_py())
+    trunk = Trunk(TrunkConfig(shape=SHAPE, vocabulary_size=vocabulary.size)).initialise(0)
+    (root / "model").mkdir()
+    publish(FakeCheckpoints(root / "model"), 7, {"x": torch.zeros(1)}, trunk, vocabulary, {})
+    return FakeJob(root / "job", tables, {"model": root / "model" / "step-000007", "tokenizer": root / "tokenizer"})
+
+
+def fresh(job: FakeJob, path: Path, **tables: pa.Table) -> FakeJob:
+    return FakeJob(path, job.tables | tables, job.sides)
+
+
+def test_psnr_and_ssim_equal_scikit_image() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)
+    others = (pictures + rng.normal(0, 20, pictures.shape)).clip(0, 255).astype(np.uint8)
+    kwargs = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    for i, (a, b) in enumerate(zip(pictures, others, strict=True)):
+        assert psnr(pictures, others)[i] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=255))
+        expected = structural_similarity(a, b, channel_axis=-1, **kwargs)
+        assert ssim(pictures, others)[i] == pytest.approx(expected, abs=1e-6)
+    assert ssim(pictures, pictures).min() == pytest.approx(1)
+
+
+def test_every_suite_scores_held_out_rows_only(made: FakeJob, tmp_path: Path) -> None:
+    job = fresh(made, tmp_path)
+    rows = list(Evals(num_samples=3).run(job))
+    assert pa.Table.from_pylist(rows, Evals.schema).num_rows == len(rows)
+    keys = {name: table.filter(table["held_out"])["key"].to_pylist() for name, table in made.tables.items()
+            if name != "packs"}  # fmt: skip
+    by_suite = {suite: [r["parents"][0] for r in rows if r["suite"] == suite] for suite in {r["suite"] for r in rows}}
+    assert set(by_suite["tokenizer"]) == set(keys["clips"]) and len(by_suite["tokenizer"]) == 2 * len(keys["clips"])
+    assert set(by_suite["heldout/text"]) == set(keys["captions"]) | set(keys["texts"])
+    assert set(by_suite["heldout/vision"]) == set(keys["captions"])
+    assert len(by_suite["samples"]) == 3 and set(by_suite["samples"]) <= set(keys["captions"])
+    assert {row["step"] for row in rows} == {7}
+    names = ("tokenizer/psnr", "tokenizer/ssim", "heldout/text_loss", "heldout/text_unigram", "heldout/vision_loss")
+    assert set(names) < set(job.summaries) and "samples/psnr" in job.summaries
+    assert job.pictures["samples"].startswith(b"\x89PNG")
+    assert list(Evals(num_samples=3).run(fresh(made, tmp_path))) == rows
+
+
+def test_no_held_out_rows_leave_the_metrics_out(made: FakeJob, tmp_path: Path) -> None:
+    seen = {name: table.filter(pa.compute.invert(table["held_out"]))
+            for name, table in made.tables.items() if name != "packs"}  # fmt: skip
+    job = fresh(made, tmp_path, **seen)
+    assert list(Evals().run(job)) == [] and job.summaries == {}
+
+
+def test_likelihoods_equal_dense_cross_entropy(made: FakeJob) -> None:
+    trunk, vocabulary, _ = load_trunk(made.sides["model"])
+    rng = np.random.default_rng(0)
+    documents = [
+        Document(key=b"", prompt="", tokens=rng.integers(vocabulary.size, size=n), measured=np.zeros(n, np.int8))
+        for n in (5, 1, 30)
+    ]
+    from models.attention import DenseAttention, may_see
+
+    for document, nats in zip(documents, likelihoods(trunk, documents), strict=True):
+        n = len(document.tokens)
+        tokens = torch.from_numpy(document.tokens)[None]
+        with torch.no_grad():
+            hidden = trunk(tokens, torch.arange(n)[None], DenseAttention(may_see(torch.zeros(n))))
+            logits = trunk.head(hidden)[0]
+        expected = torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:], reduction="none")
+        assert nats[0] == 0 and np.allclose(nats[1:], expected, atol=1e-4)
+
+
+def test_unigram_is_the_frequency_of_a_token_in_its_modality(made: FakeJob) -> None:
+    vocabulary = Vocabulary.from_json(made.tables["packs"]["vocabulary"][0].as_py())
+    nats = unigram(FakeReader(made.tables["packs"]), vocabulary)
+    counts = {TEXT: np.zeros(256), VISION: np.zeros(20)}
+    text = ByteTokenizer()
+    for table in (made.tables["captions"], made.tables["texts"]):
+        for row in table.to_pylist():
+            if not row["held_out"]:
+                counts[TEXT] += np.bincount(text.encode(row["text"]), minlength=256)
+    for row in made.tables["indices"].to_pylist():
+        if not row["held_out"]:
+            counts[VISION] += np.bincount(row["ids"], minlength=20)
+    kinds = vocabulary.modality(np.arange(vocabulary.size))
+    for kind, count in counts.items():
+        assert np.allclose(nats[kinds == kind], -np.log((count + 1) / (count + 1).sum()))
+
+
+def test_a_tokenizer_of_other_codes_is_refused(made: FakeJob, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    VqTokenizer(VqConfig(size=32, frames=2, codebook_size=20, code_dim=4, width=8, blocks=1)).save(tmp_path)
+    job = FakeJob(tmp_path, made.tables, made.sides | {"tokenizer": tmp_path})
+    with pytest.raises(UserError, match="another tokenizer"):
+        list(Evals().run(job))
+
+
+def test_generated_samples_are_parseable_codes(made: FakeJob, tmp_path: Path) -> None:
+    vocabulary = Vocabulary.from_json(made.tables["packs"]["vocabulary"][0].as_py())
+    for row in Evals(num_samples=2).run(fresh(made, tmp_path)):
+        if row["suite"] == "samples":
+            codes = np.array(eval(row["output"]))
+            sample = Sample(text=[65], grid=(1, 4, 4), codes=codes, order="generation")
+            tokens = emu3_format.build(sample, vocabulary, ByteTokenizer())
+            assert emu3_format.parse(tokens, vocabulary, ByteTokenizer()).codes.tolist() == codes.tolist()

@@ -1,0 +1,147 @@
+"""Training: the data is a function of the step, and neither ranks nor a killed worker change the curve."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.types import UserError
+from models.flops import TrunkShape
+from models.vocabulary import TEXT, VISION, Vocabulary
+from stages.pack import Packs
+from stages.train.loader import Loader, permuted, ragged, sums_by_modality
+from stages.train.train import Model
+from tests.stages.fake_job import FakeJob, FakeReader, table_of
+from tests.stages.test_pack import tables
+
+SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
+STAGE = Model(
+    trunk=SHAPE, steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, log_every=1, dropout=0.0
+)
+DIES_AT = 6
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    stage = Packs(trunk=SHAPE, flops_per_pack=1e8, max_tokens=900, max_text_tokens=100)
+    given = tables([(5 + i % 40, 2 + i % 5) for i in range(90)], [60] * 9)
+    rows = list(stage.run(FakeJob(tmp_path_factory.mktemp("packs"), given)))
+    return table_of(rows, stage.schema, "packs")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 64, 100])
+def test_permutation_is_one_to_one_and_keyed(size: int) -> None:
+    one, two = ([permuted(i, size, key) for i in range(size)] for key in (b"a", b"b"))
+    assert sorted(one) == sorted(two) == list(range(size))
+    assert size < 17 or one != two
+
+
+def test_every_epoch_reads_every_pack_once_in_another_order(packs: pa.Table) -> None:
+    loader = Loader(FakeReader(packs), 1, seed=0)
+    count = packs.num_rows
+    epochs = [[loader.rows(epoch * count + step)[0] for step in range(count)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [packs["order"][row].as_py() for row in epochs[0]] == list(range(count))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_step_sees_the_same_packs_under_any_world_size(packs: pa.Table, world: int) -> None:
+    loader = Loader(FakeReader(packs), 4, seed=0)
+    whole = loader.batch(7, 0, 1)
+    parts = [loader.batch(7, rank, world) for rank in range(world)]
+    assert sum(len(part.tokens) for part in parts) == len(whole.tokens)
+    assert sum(float(part.weights.sum()) for part in parts) == pytest.approx(float(whole.weights.sum()))
+
+
+def test_targets_never_cross_documents(packs: pa.Table) -> None:
+    made = ragged(packs.slice(0, 3).to_batches())
+    assert sum(made.lengths) == len(made.tokens)
+    ends = np.cumsum(made.lengths) - 1
+    assert (made.weights[ends] == 0).all() and (np.delete(made.weights, ends) > 0).all()
+    assert (made.targets[:-1] == made.tokens[1:]).all()
+
+
+def test_sums_by_modality() -> None:
+    vocabulary = Vocabulary.compact(10, 4)
+    targets = np.array([0, 10, 18, 19, 5])
+    sums = list(sums_by_modality(np.arange(5.0), targets, np.array([1, 1, 0.5, 0.5, 0], np.float32), vocabulary))
+    assert sums[2 * TEXT : 2 * TEXT + 2] == [0.0, 1.0] and sums[2 * VISION : 2 * VISION + 2] == [5.0, 2.0]
+
+
+def test_zero_stage_is_checked() -> None:
+    with pytest.raises(UserError, match=r"model.zero_stage is 3"):
+        Model(trunk=SHAPE, steps=1, zero_stage=3)
+
+
+@dataclass(frozen=True)
+class DyingReader(FakeReader):
+    """Kills the worker that reads the pack of a certain order for the first time, as the kernel would."""
+
+    fatal_row: int
+    mark: Path
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        if self.fatal_row in rows and "tokens" in columns and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().take(rows, columns)
+
+
+@dataclass
+class DyingJob(FakeJob):
+    """Hands out a reader that kills the second rank once."""
+
+    fatal_row: int = -1
+
+    def reader(self, dataset: str) -> FakeReader:
+        return DyingReader(self.tables[dataset], self.fatal_row, self.scratch / "died")
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    if started:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
+    tmp_path: Path, packs: pa.Table, local_ray: None
+) -> None:
+    calm = FakeJob(tmp_path / "calm", {"packs": packs}, num_workers=1)
+    rows = list(STAGE.run(calm))
+    assert [row["step"] for row in rows] == [4, 8, 10]
+    assert pa.Table.from_pylist(rows, STAGE.schema).num_rows == 3
+    fatal = Loader(FakeReader(packs), 4, STAGE.seed).rows(DIES_AT)[1]
+    job = DyingJob(tmp_path / "killed", {"packs": packs}, num_workers=2, fatal_row=fatal)
+    killed_rows = list(STAGE.run(job))
+    assert (job.scratch / "died").exists()
+    expected, found = dict(calm.logged), dict(job.logged)
+    assert sorted(expected) == sorted(found) == list(range(1, 11))
+    for step, metrics in expected.items():
+        for name in ("loss", "loss/text", "loss/vision", "lr", "tokens_seen"):
+            assert found[step][name] == pytest.approx(metrics[name], rel=2e-4), (step, name)
+    assert [row["tokens_seen"] for row in rows] == [row["tokens_seen"] for row in killed_rows]
+    assert expected[10]["loss"] < expected[1]["loss"]
+
+    from models.trunk import load_trunk
+
+    one, two = (load_trunk(j.scratch / "checkpoints" / "step-000010")[0].state_dict() for j in (calm, job))
+    for name, weight in one.items():
+        assert np.allclose(weight, two[name], rtol=1e-2, atol=2e-4), name
+
+    again = FakeJob(tmp_path / "calm", {"packs": packs})
+    assert list(STAGE.run(again)) == rows and not again.logged
