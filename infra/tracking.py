@@ -185,12 +185,15 @@ class Tracker:
 
     def _tie(self, run: str, report: Report, now: int) -> list[Metric]:
         """Final metrics; where they score a checkpoint, tied to it and to the evaluation set."""
-        model = next((report.model_ids[n] for n in ("model", *report.model_ids) if n in report.model_ids), None)
-        on = report.evaluation_set
-        extra = {"model_id": model, "run_id": run} if model else {}
-        if model and on:
-            extra |= {"dataset_name": on["name"], "dataset_digest": on["digest"]}
-        return [Metric(k, v, now, 0, **extra) for k, v in report.done["metrics"].items()]
+        tied: list[Metric] = []
+        for name, value in report.done["metrics"].items():
+            model = report.model_ids.get(name.partition("/")[0]) or report.model_ids.get("model")
+            extra = {"model_id": model, "run_id": run} if model else {}
+            if model and report.evaluation_set:
+                on = report.evaluation_set
+                extra |= {"dataset_name": on["name"], "dataset_digest": on["digest"]}
+            tied.append(Metric(name, value, now, 0, **extra))
+        return tied
 
     def _artifacts(self, run: str, report: Report) -> None:
         self.client.log_dict(run, {"tree": report.tree, "notes": report.notes}, "key.json")

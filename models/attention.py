@@ -60,7 +60,7 @@ class DocumentAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         """Attention of every document by itself, joined along T."""
         parts = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([_causal(*part, dropout) for part in parts], dim=2)
+        return torch.cat([_causal(*part, dropout=dropout) for part in parts], dim=2)
 
 
 class CachedAttention:

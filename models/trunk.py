@@ -46,7 +46,8 @@ class TrunkConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrunkConfig:
         """The inverse of `to_json`."""
-        return cls(**data | {"shape": TrunkShape(**data["shape"])})
+        kwargs: dict[str, Any] = data | {"shape": TrunkShape(**data["shape"])}
+        return cls(**kwargs)
 
 
 class Attention(nn.Module):

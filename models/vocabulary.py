@@ -1,7 +1,7 @@
 """One range of ids for every modality: text first, then special tokens, then visual codes.
 
     [0, text_size)                                    text
-    the seven specials, anywhere outside the others   begin, end, pad, start and end of vision, end of line, frame
+    eight specials, anywhere outside the others       begin, end, pad, vision's start, tokens, end, end of line, frame
     [visual_offset, visual_offset + codebook_size)    visual code k is visual_offset + k
 
 `EMU3` is the published layout (baaivision/Emu3, emu3/mllm/tokenization_emu3.py).
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,8 @@ class Vocabulary:
     """Digest of the vision tokenizer."""
 
     @classmethod
-    def compact(cls, text_size: int, codebook_size: int, **tokenizers: str) -> Vocabulary:
-        """Text, then the eight specials, then visual codes, with no gap."""
+    def compact(cls, text_size: int, codebook_size: int, **tokenizers: Any) -> Vocabulary:
+        """Text, then the eight specials, then visual codes, with no gap; `tokenizers`: name and digests."""
         names = ("bos", "eos", "pad", "boi", "img", "eoi", "eol", "eof")
         specials = {name: text_size + place for place, name in enumerate(names)}
         return cls(

@@ -85,7 +85,7 @@ class Config:
         """A stage with its settings, its placement and, if `selected`, the pipeline's select."""
         name = stage.writes
         built = strict(stage, self.settings.get(name, {}), name)
-        return Node(built, Select("scores", self.select) if selected else None, self.placement(name))
+        return Node(built, Select("scores", "clips", self.select) if selected else None, self.placement(name))
 
     def placement(self, name: str) -> Placement:
         """Placement of a stage: the cluster's defaults, then its own."""

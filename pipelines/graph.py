@@ -31,9 +31,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class Select:
-    """Named SQL clauses over the rows of `dataset`; a unit passes when all are true of the row it is a parent of."""
+    """Named SQL clauses over the rows of `dataset`, which score the rows of `over`.
+
+    A row of `over` passes when all clauses are true of the row that it is the parent of.
+    """
 
     dataset: str
+    over: str
     clauses: Mapping[str, str]
 
 
@@ -43,7 +47,7 @@ class Node:
 
     stage: Stage
     select: Select | None = None
-    """Applied to the stage's gated row edges."""
+    """Applied to the stage's edge on the rows that the select is over."""
     placement: Placement = field(default_factory=Placement)
 
     @property
@@ -52,8 +56,9 @@ class Node:
         return self.stage.writes
 
     def gate(self, edge: Edge) -> Select | None:
-        """The select that applies to an edge: the pipeline's, on gated row edges."""
-        return self.select if self.select and edge.gated and edge.role == "rows" else None
+        """The select that applies to an edge: the pipeline's, where the edge reads what the select is over."""
+        applies = self.select and edge.role == "rows" and edge.dataset == self.select.over
+        return self.select if applies else None
 
 
 @dataclass(frozen=True)

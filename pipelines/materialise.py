@@ -255,6 +255,12 @@ def _done(
     }
 
 
+def _why(plan: StagePlan) -> str:
+    """made, force or retry_quarantined."""
+    leaf = plan.cause[0]["leaf"] if plan.cause else ""
+    return leaf if leaf in ("force", "retry_quarantined") else "made"
+
+
 def _inputs(plan: StagePlan) -> dict[str, Any]:
     """Every input with its pinned snapshot and what it gave to the key."""
     found: dict[str, Any] = {}

@@ -65,8 +65,6 @@ class Edge:
     """Fixed SQL over the dataset: rows outside are not units of this stage."""
     held: bool = False
     """Its part of the key stays that of the last `done` until `--refresh`."""
-    gated: bool = True
-    """Whether the pipeline's select applies to this edge."""
 
 
 class RawFile(Protocol):

@@ -50,6 +50,7 @@ class Indices(RowStage):
     def setup(self, kit: Kit) -> _Tools:
         """Load the tokenizer on one thread: workers share the machine."""
         import torch
+
         from models.tokenizers.vq import load_vq
 
         torch.set_num_threads(1)
@@ -63,6 +64,7 @@ class Indices(RowStage):
 
 def _encoded(row: Row, tools: _Tools) -> Outcome:
     import torch
+
     from models.tokenizers.vq import to_pixels
 
     config = tools.tokenizer.config

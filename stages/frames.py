@@ -55,7 +55,7 @@ def _sampled(media: bytes, frames: int) -> list[Image]:
     import av
 
     try:
-        with av.open(io.BytesIO(media)) as film:
+        with av.open(io.BytesIO(media), "r") as film:
             decoded = [frame.to_image() for frame in film.decode(video=0)]
     except av.FFmpegError as error:
         raise BadRow(f"video clip cannot be decoded ({error}); look at its source file") from error

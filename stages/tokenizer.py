@@ -146,6 +146,7 @@ class _Training:
 
     def __init__(self, stage: Tokenizer, job: Job) -> None:
         import torch
+
         from models.tokenizers.vq import VqTokenizer
 
         torch.set_num_threads(1)  # with a second one, small kernels wait 20 times longer whenever a core is taken
@@ -158,9 +159,9 @@ class _Training:
 
     def train(self, seen: NDArray[np.uint8], unseen: NDArray[np.uint8]) -> None:
         """From the last checkpoint to the last step."""
-        from models.tokenizers.vq import to_pixels, update_codebook, vq_loss
-
         import torch
+
+        from models.tokenizers.vq import to_pixels, update_codebook, vq_loss
 
         self.restore()
         stage, model = self.stage, self.model
@@ -190,8 +191,9 @@ class _Training:
 
     def restore(self) -> None:
         """Take up the last checkpoint, if there is one: weights, codebook, Adam's moments, position."""
-        from models.tokenizers.vq import load_vq
         from safetensors.torch import load_file
+
+        from models.tokenizers.vq import load_vq
 
         last = self.job.checkpoints.latest()
         if last is None:
@@ -234,6 +236,7 @@ class _Training:
 def quality(model: VqTokenizer, pictures: NDArray[np.uint8]) -> tuple[float, float, NDArray[np.uint8]]:
     """Mean PSNR (dB, over 8-bit frames), perplexity of the codes, and the reconstructions (N, size, size, 3)."""
     import torch
+
     from models.tokenizers.vq import to_bytes, to_pixels
 
     parts, codes = [], []

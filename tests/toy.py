@@ -117,7 +117,7 @@ class Book(JobStage):
 
 def graph(config: Config) -> Graph:
     """files -> texts -> words -> lengths (the scores) -> book (held), upper (gated)."""
-    select = Select("lengths", config.select or {"short": "chars < 100"})
+    select = Select("lengths", "words", config.select or {"short": "chars < 100"})
     place = config.placement
     upper = Upper(**config.settings.get("upper", {}))
     nodes = (

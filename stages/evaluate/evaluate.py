@@ -159,7 +159,8 @@ class Evals(JobStage):
         for kind, (nats, plain, count) in totals.items():
             if count:
                 name = _NAMES[kind]
-                job.summary({f"heldout/{name}_loss": nats / count, f"heldout/{name}_unigram": plain / count})
+                job.summary({f"heldout/{name}_loss": float(nats / count)})
+                job.summary({f"heldout/{name}_unigram": float(plain / count)})
 
     def _samples(self, job: Job, subject: _Subject, pairs: Sequence[_Pair]) -> Iterator[Row]:
         import torch

@@ -1,8 +1,8 @@
 """The training loop of one worker, top to bottom: set up, resume, then load, learn, tell, save in order.
 
 Ray Train has started the workers and their process group; DeepSpeed ZeRO shards gradients and optimizer.
-A checkpoint holds weights and Adam's moments per parameter, whole, as safetensors: it loads under any number of workers,
-and nothing in it is a pickle.
+A checkpoint holds weights and Adam's moments per parameter, whole, as safetensors: it loads under any number of
+workers, and nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -55,15 +55,13 @@ class NextToken(nn.Module):
 
 def train_worker(config: dict[str, Any]) -> None:
     """One worker, from set-up to the last step. `config`: stage, packs (reader), checkpoints, vocabulary, sink."""
-    import ray.train
     from ray.train.torch import get_device
 
     stage: Model = config["stage"]
     checkpoints: Checkpoints = config["checkpoints"]
     packs: Reader = config["packs"]
     vocabulary: Vocabulary = config["vocabulary"]
-    context = ray.train.get_context()
-    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
+    rank, world, device = dist.get_rank(), dist.get_world_size(), get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
 
@@ -159,7 +157,7 @@ def zero_engine(model: NextToken, optimizer: torch.optim.AdamW, stage: Model, de
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if device.type == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -194,11 +192,12 @@ def gathered(trunk: Trunk) -> dict[str, Tensor]:
     """Adam's moments of every parameter, whole, gathered from the ranks' shards; a collective call."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    return {
-        f"{name}.{moment}": safe_get_full_optimizer_state(parameter, moment).cpu().contiguous()
-        for name, parameter in trunk.named_parameters()
-        for moment in _MOMENTS
-    }
+    whole: dict[str, Tensor] = {}
+    for name, parameter in trunk.named_parameters():
+        for moment in _MOMENTS:
+            tensor: Any = safe_get_full_optimizer_state(parameter, moment)
+            whole[f"{name}.{moment}"] = tensor.cpu().contiguous()
+    return whole
 
 
 def set_moments(engine: Any, optimizer: torch.optim.AdamW, moments: dict[str, Tensor] | None, step: int) -> None:

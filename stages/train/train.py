@@ -125,8 +125,10 @@ class Model(JobStage):
     def _fit(self, job: Job, vocabulary: Vocabulary) -> None:
         """Run Ray Train in a thread, and meanwhile hand metrics to the job from this one."""
         import ray
+        from ray.exceptions import RayError
 
-        sink = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MetricSink).remote()
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MetricSink)
+        sink = actor.remote()
         failed: list[BaseException] = []
         trainer = self._trainer(job, vocabulary, sink)
 
@@ -135,7 +137,7 @@ class Model(JobStage):
 
             try:
                 trainer.fit()
-            except (TrainingFailedError, ray.exceptions.RayError) as error:
+            except (TrainingFailedError, RayError) as error:
                 failed.append(error)
 
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)

@@ -65,5 +65,5 @@ def test_training_brings_the_error_down_and_no_code_stays_dead() -> None:
 
 
 def test_size_must_fit_the_patches() -> None:
-    with pytest.raises(ValueError, match="tokenizer.size is 60"):
+    with pytest.raises(ValueError, match=r"tokenizer\.size is 60"):
         VqConfig(size=60, frames=1, codebook_size=2, code_dim=2, width=4, blocks=1)

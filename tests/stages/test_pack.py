@@ -136,11 +136,11 @@ def test_everything_left_out_is_named(tmp_path: Path) -> None:
 
 
 def test_a_budget_under_the_costliest_sample_says_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="set packs.flops_per_pack=") as caught:
+    with pytest.raises(UserError, match=r"set packs\.flops_per_pack=") as caught:
         list(stage(flops_per_pack=1e6).run(FakeJob(tmp_path, tables([(5, 8)], []))))
     enough = float(str(caught.value).rpartition("=")[2].split()[0])
     assert len(list(stage(flops_per_pack=enough).run(FakeJob(tmp_path, tables([(5, 8)], []))))) == 1
-    with pytest.raises(UserError, match="set packs.max_tokens="):
+    with pytest.raises(UserError, match=r"set packs\.max_tokens="):
         list(stage(max_tokens=20).run(FakeJob(tmp_path, tables([(5, 8)], []))))
 
 

@@ -19,7 +19,7 @@ from tests.stages.shapes_world import world
 STAGE = Tokenizer(size=32, codebook_size=32, width=8, steps=30, batch=8, checkpoint_every=10)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The process died here."""
 
 
@@ -54,10 +54,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, clips: pa.Tabl
 
     def die_at_25(done: int, total: int, what: str) -> None:
         if what == "tokenizer steps" and done == 20:
-            raise Killed
+            raise KilledError
 
     broken.progress = die_at_25  # type: ignore[method-assign]
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         list(STAGE.run(broken))
     again = FakeJob(tmp_path / "broken", {"clips": clips.take(list(reversed(range(20))))})
     list(STAGE.run(again))

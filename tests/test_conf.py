@@ -1,0 +1,50 @@
+"""Configuration: every file composes, every setting of a stage is visible, every mistake is one sentence."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from infra.types import UserError
+from pipelines.cli.compose import CONF, compose, setup
+
+
+def test_every_setting_of_every_stage_is_written_in_conf():
+    made = setup([])
+    for node in made.graph:
+        named = set(made.config.settings.get(node.name, {}))
+        assert named == {f.name for f in dataclasses.fields(node.stage)}, node.name
+
+
+@pytest.mark.parametrize("group", ["recipe", "scale", "cluster", "tracking", "storage"])
+def test_every_choice_composes(group):
+    for path in (CONF / group).glob("*.yaml"):
+        assert yaml.safe_load(path.read_text()) is not None
+        assert setup([f"{group}={path.stem}"]).graph.names
+
+
+def test_sql_urls_and_paths_need_no_second_quoting():
+    config = compose(['select.flow=flow is null or flow > 1', "source=/a b/c=d", "storage.endpoint=http://127.0.0.1:9"])
+    assert config.select["flow"] == "flow is null or flow > 1"
+    assert config.source == "/a b/c=d" and config.storage.endpoint == "http://127.0.0.1:9"
+    assert compose(["select.mine=short_side > 5"]).select["mine"] == "short_side > 5"
+    assert "flow" not in compose(["~select.flow"]).select
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("clips.treshold=3", "did you mean clips.threshold"),
+        ("clip.threshold=3", "did you mean clips.threshold|clip is no stage"),
+        ("clips.threshold=many", "clips.threshold='many' is not allowed"),
+        ("recipe=emu9", "recipe is one of"),
+        ("nonsense", "write name=value"),
+        ("pipeline=nowhere:graph", "cannot be loaded"),
+        ("clips=3", "group of settings|is no setting"),
+        ("cluster.workers=0.5", "workers"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        setup([override])
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)

@@ -1,0 +1,199 @@
+"""The main pipeline on a small sample corpus, from raw files to an evaluated checkpoint: on a folder and on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, plait
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "sample.num_videos=3", "sample.num_stills=80", "sample.num_texts=6", "tokenizer.steps=40", "tokenizer.batch=8",
+    "tokenizer.checkpoint_every=20", "model.steps=6", "model.checkpoint_every=3", "evals.num_samples=2",
+]  # fmt: skip
+STAGES = ["files", "videos", "images", "texts", "clips", "scores", "captions", "tokenizer", "indices", "packs", "model", "evals"]  # noqa: E501
+
+
+def answer(done: subprocess.CompletedProcess) -> dict:
+    """The JSON object on the last line of standard output."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An S3 store on loopback, with credentials in the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    secrets = {"AWS_ACCESS_KEY_ID": "plait-test-id", "AWS_SECRET_ACCESS_KEY": "plait-test-secret-7f3a", "AWS_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in secrets}
+    os.environ |= secrets
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="plait")
+    yield endpoint
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def made(request, tmp_path_factory):
+    """The finished run: working directory, where-arguments, the answer of `run --json`."""
+    folder = tmp_path_factory.mktemp(request.param)
+    where = ["root=data"]
+    if request.param == "s3":
+        endpoint = request.getfixturevalue("bucket")
+        where += ["storage=s3", "storage.root=s3://plait/deep/root", f"storage.endpoint={endpoint}"]
+    done = plait("run", *where, *SMALL, "--json", cwd=folder, timeout=400)
+    return folder, where, answer(done), done
+
+
+def test_every_stage_ends_and_every_unit_is_accounted_for(made):
+    _, _, run, _ = made
+    assert run["ok"] and [s["name"] for s in run["stages"]] == STAGES
+    assert all(s["state"] == "done" for s in run["stages"])
+    for stage in run["stages"]:
+        if stage["name"] in ("files", "videos", "images", "texts", "scores", "indices", "captions"):
+            assert stage["rows_in"] == sum(stage[n] for n in ("rows_out", "empty", "filtered", "quarantined"))
+    assert run["checkpoint"].endswith("step-000006.json")
+    for name in ("tokenizer/psnr", "tokenizer/ssim", "heldout/text_loss", "heldout/vision_loss", "heldout/text_unigram"):
+        assert name in run["evaluation"], run["evaluation"]
+
+
+def test_the_same_command_again_computes_nothing(made):
+    folder, where, _, _ = made
+    again = answer(plait("run", *where, *SMALL, "--json", cwd=folder))
+    assert {s["state"] for s in again["stages"]} == {"fresh"}
+    assert {s["computed"] for s in again["stages"]} == {0}
+    plan = answer(plait("plan", *where, *SMALL, "--json", cwd=folder))
+    assert {(s["state"], s["compute"], s["drop"]) for s in plan["stages"]} == {("fresh", 0, 0)}
+
+
+def test_a_checkpoint_is_traced_to_raw_files_and_a_raw_file_to_checkpoints(made):
+    folder, where, run, _ = made
+    up = answer(plait("lineage", run["checkpoint"], *where, "--json", cwd=folder))
+    files = {n["label"] for n in up["nodes"] if n["kind"] == "file"}
+    assert any(f.endswith(".mp4") for f in files) and any(f.endswith(".png") for f in files)
+    ids = {n["id"] for n in up["nodes"]}
+    assert all(a in ids and b in ids for a, b in up["edges"])
+    reached = {run["checkpoint"].split("/")[-1]} and {n["id"] for n in up["nodes"] if n["kind"] == "checkpoint"}
+    for _ in range(30):
+        reached |= {a for a, b in up["edges"] if b in reached}
+    assert {f"file:{f}" for f in files} <= reached  # every named file has a path to the checkpoint
+    still = next(f for f in sorted(files) if f.endswith(".png"))
+    down = answer(plait("lineage", still, *where, "--down", "--json", cwd=folder))
+    kinds = {n["kind"] for n in down["nodes"]}
+    labels = " ".join(n["label"] for n in down["nodes"])
+    assert "checkpoint" in kinds and "clips: " in labels and "packs: " in labels
+
+
+def test_mlflow_alone_shows_the_chain_from_videos_to_the_model(made):
+    from mlflow import MlflowClient
+
+    folder, _, run, _ = made
+    client = MlflowClient(f"sqlite:///{folder / 'data' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("plait")
+    produced, consumed = {}, {}
+    for told in client.search_runs([experiment.experiment_id], max_results=200):
+        for given in told.inputs.dataset_inputs:
+            source = json.loads(given.dataset.source)
+            assert set(source) == {"uri", "version", "digest"} and source["digest"] == given.dataset.digest
+            side = {t.key: t.value for t in given.tags}["mlflow.data.context"]
+            name = told.data.tags.get("plait.stage")
+            (produced if side == "output" else consumed).setdefault(name, set()).add((given.dataset.name, given.dataset.digest))  # noqa: E501
+    makers = {pair: name for name, pairs in produced.items() for pair in pairs}
+    chain, front = set(), {"model"}
+    while front:
+        chain |= front
+        front = {makers[pair] for name in front for pair in consumed.get(name, ()) if pair in makers} - chain
+    assert {"model", "packs", "captions", "indices", "tokenizer", "clips", "videos", "images", "files"} <= chain
+    models = client.search_logged_models([experiment.experiment_id], filter_string="metrics.`heldout/text_loss` < 1000")
+    assert [m.tags["plait.manifest"].split("/")[-1] for m in models] == ["step-000006.json"]
+    packs = next(s for s in run["stages"] if s["name"] == "packs")["snapshot"]
+    assert models[0].params["packs.digest"] == packs["digest"]
+
+
+def test_status_why_and_quarantine_answer_from_the_ledger(made):
+    folder, where, run, _ = made
+    status = answer(plait("status", *where, "--json", cwd=folder))
+    for was, now in zip(run["stages"], status["stages"], strict=True):
+        assert {k: was[k] for k in ("name", "rows_in", "rows_out", "snapshot", "mlflow_run_id")} == {k: now[k] for k in ("name", "rows_in", "rows_out", "snapshot", "mlflow_run_id")}  # noqa: E501
+    rows = answer(plait("quarantine", *where, "--json", cwd=folder))["rows"]
+    assert {r["stage"] for r in rows} == {"videos"} and len(rows) == 2
+    assert all(set(r) == {"stage", "unit", "label", "reason", "error", "attempt"} for r in rows)
+    why = answer(plait("why", "--row", rows[0]["unit"], *where, "--json", cwd=folder))
+    assert why["rest"]["reason"] == rows[0]["reason"]
+    stale = answer(plait("why", "clips", "clips.threshold=99", *where, *SMALL, "--json", cwd=folder))
+    assert stale["state"] == "full" and stale["cause"] == [{"leaf": "settings.threshold", "was": 27.0, "now": 99.0}]
+
+
+def test_no_secret_is_in_any_file_log_or_metadata(made):
+    folder, where, _, done = made
+    assert "secret-7f3a" not in done.stdout + done.stderr
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            assert b"plait-test-secret-7f3a" not in path.read_bytes(), path
+    if "storage=s3" in where:
+        from infra.bucket import S3Bucket
+
+        endpoint = where[-1].partition("=")[2]
+        store = S3Bucket("s3://plait", endpoint)
+        names = store.names("deep/root")
+        assert any(n.startswith("deep/root/ledger/") for n in names) and any(".lance/" in n for n in names)
+        for name in names:
+            assert b"plait-test-secret-7f3a" not in (store.get(name) or b""), name
+
+
+def test_going_to_another_threshold_and_back_computes_nothing_the_second_time(made):
+    folder, where, _, _ = made
+    only = ["--to", "scores"]
+    there = answer(plait("run", *where, *SMALL, *only, "clips.threshold=15", "--json", cwd=folder))
+    by_name = {s["name"]: s for s in there["stages"]}
+    assert by_name["clips"]["computed"] > 0
+    assert by_name["scores"]["computed"] + by_name["scores"]["kept"] >= by_name["clips"]["rows_out"]
+    assert by_name["scores"]["kept"] > 0  # clips that did not change keep their scores
+    back = answer(plait("run", *where, *SMALL, *only, "--json", cwd=folder))
+    assert {s["state"] for s in back["stages"] if s["name"] in ("files", "videos", "images", "clips", "scores")} == {"fresh"}
+
+
+@pytest.mark.parametrize("killed", ["ray::Host", "ray::RayTrainWorker"])
+def test_a_killed_actor_or_training_worker_costs_time_and_no_row(killed, tmp_path, request):
+    """SIGKILL to the first process of this kind that shows up; the run finishes by itself or by the same command."""
+    import time
+
+    import psutil
+
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", "root=data", "tracking=none", *SMALL, "--json"]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    victim, end = None, time.monotonic() + 150
+    while victim is None and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for child in children:
+            try:
+                if child.name().startswith(killed[:15]) or any(killed in part for part in child.cmdline()[:1]):
+                    victim = child
+            except psutil.Error:
+                continue
+    assert victim is not None, f"no process named {killed} was seen"
+    time.sleep(1.0)
+    victim.kill()
+    output, _ = process.communicate(timeout=300)
+    if process.returncode != 0:
+        output = plait("run", "root=data", "tracking=none", *SMALL, "--json", cwd=tmp_path, timeout=300).stdout
+    again = json.loads(output.strip().splitlines()[-1])
+    assert again["ok"]
+    for stage in again["stages"]:
+        assert stage["quarantined"] == (2 if stage["name"] == "videos" else 0), stage

@@ -1,0 +1,35 @@
+"""Imports go down only, and a stage costs nothing to import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import REPO
+
+
+def test_import_contracts_hold():
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_planning_imports_nothing_heavy():
+    heavy = ("torch", "ray", "mlflow", "deepspeed", "av", "cv2", "scenedetect", "rapidocr", "transformers", "openai")
+    code = f"import sys, pipelines.demo, pipelines.plan, pipelines.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
+    allowed = {
+        "mlflow": {"infra/tracking.py"},
+        "lance": {"infra/store.py", "infra/tracking.py"},
+        "hydra": {"pipelines/cli/compose.py"},
+        "ray": {"infra/actors.py", "infra/cluster.py", "stages/train/train.py", "stages/train/loop.py"},
+    }
+    for library, files in allowed.items():
+        for room in ("infra", "models", "stages", "pipelines", "dashboards"):
+            for path in (REPO / room).rglob("*.py"):
+                lines = [line.strip() for line in path.read_text().splitlines()]
+                uses = any(line.startswith((f"import {library}", f"from {library}")) for line in lines if not line.startswith("from lances"))
+                assert not uses or str(path.relative_to(REPO)) in files, f"{path} imports {library}"
