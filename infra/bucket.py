@@ -56,7 +56,7 @@ class Bucket:
         raise NotImplementedError
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """Every object below a folder, in order of name."""
+        """Every object below a folder, in no promised order."""
         raise NotImplementedError
 
     def names(self, prefix: str) -> list[str]:
@@ -170,13 +170,12 @@ class S3Bucket(Bucket):
     """A prefix of a bucket on any S3-compatible store with conditional puts."""
 
     def __init__(self, uri: str, endpoint: str | None = None, region: str | None = None) -> None:
+        self.bucket, _, self.prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
+        if not self.bucket:
+            raise UserError(f"{uri!r} names no bucket: write s3://bucket or s3://bucket/prefix")
         self.uri = uri.rstrip("/")
         self.endpoint = endpoint
         self.region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        self.bucket, _, self.prefix = self.uri.removeprefix("s3://").partition("/")
-        if not self.bucket:
-            raise UserError(f"{uri!r} names no bucket: write s3://bucket or s3://bucket/prefix")
-
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without the client: each process makes its own."""
         return {k: v for k, v in self.__dict__.items() if k != "_client"}

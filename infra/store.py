@@ -33,6 +33,7 @@ PARENTS = pa.field("parents", pa.list_(pa.binary(16)))
 LABEL = pa.field("label", pa.string())
 STAMP = "plait.commit"
 COMMIT_TRIES = 20
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MAX_ROWS_PER_FILE = 1 << 20
 
 
@@ -65,7 +66,8 @@ def digest_of(keys: pa.ChunkedArray | pa.Array) -> str:
     """
     words = key_words(keys)
     low, high = words[:, 0], words[:, 1]
-    mixed = [_mix(low ^ _mix(high)), _mix(high + np.uint64(0x9E3779B97F4A7C15) * low)]
+    # the constant keeps the all-zero key from being a fixed point of the mixer
+    mixed = [_mix(low ^ _mix(high + GOLDEN)), _mix(high ^ _mix(low + GOLDEN))]
     total = 0
     for shift, word in zip((0, 64), mixed, strict=True):
         parts = (word & np.uint64(0xFFFFFFFF), word >> np.uint64(32))

@@ -13,14 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.types import BadRow
+from stages import media
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def prepare(media: bytes, source_kind: str, frames: int, size: int) -> NDArray[np.uint8]:
-    """Frames (T, size, size, 3) of RGB, 0 to 255; T is 1 for a still. Raises BadRow where nothing decodes."""
-    pictures = [_still(media)] if source_kind == "image" else _sampled(media, frames)
+def prepare(source: bytes, source_kind: str, frames: int, size: int) -> NDArray[np.uint8]:
+    """Frames (T, size, size, 3) of RGB, 0 to 255; T is 1 for a still. Raises BadRow where it does not decode."""
+    try:
+        pictures = [_still(source)] if source_kind == "image" else _sampled(source, frames)
+    except BadRow as bad:
+        raise BadRow(f"the clip cannot be decoded ({str(bad).rstrip('.')}); look at its source file") from bad
     return np.stack([_square(picture, size) for picture in pictures])
 
 
@@ -42,26 +46,19 @@ def mosaic(pictures: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     return sheet.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
 
 
-def _still(media: bytes) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(io.BytesIO(media)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise BadRow(f"still image cannot be decoded ({error}); look at its source file") from error
+def _still(source: bytes) -> Image:
+    return media.opaque(media.loaded(source))
 
 
-def _sampled(media: bytes, frames: int) -> list[Image]:
-    import av
+def _sampled(source: bytes, frames: int) -> list[Image]:
+    from PIL import Image
 
-    try:
-        with av.open(io.BytesIO(media), "r") as film:
-            decoded = [frame.to_image() for frame in film.decode(video=0)]
-    except av.FFmpegError as error:
-        raise BadRow(f"video clip cannot be decoded ({error}); look at its source file") from error
-    if not decoded:
-        raise BadRow("video clip has no frame that decodes; look at its source file")
-    return [decoded[(2 * place + 1) * len(decoded) // (2 * frames)] for place in range(frames)]
+    with media.opened(source) as film:
+        decoded = list(film.frames())
+    if film.broken or not decoded:
+        raise BadRow(film.broken or "none of its frames decodes")
+    chosen = [decoded[(2 * place + 1) * len(decoded) // (2 * frames)] for place in range(frames)]
+    return [Image.fromarray(media.picture(frame, *media.upright_size(frame))) for frame in chosen]
 
 
 def _square(picture: Image, size: int) -> NDArray[np.uint8]:

@@ -157,3 +157,29 @@ def plait(
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+S3_SECRET = "plait-test-secret-7f3a"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """An S3 store on loopback with the bucket `plait`; credentials are in the environment, as they must be."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    given = {"AWS_ACCESS_KEY_ID": "plait-test-id", "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ |= given
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="plait")
+    yield endpoint
+    server.stop()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value

@@ -24,7 +24,7 @@ def test_every_choice_composes(group):
 
 
 def test_sql_urls_and_paths_need_no_second_quoting():
-    config = compose(['select.flow=flow is null or flow > 1', "source=/a b/c=d", "storage.endpoint=http://127.0.0.1:9"])
+    config = compose(["select.flow=flow is null or flow > 1", "source=/a b/c=d", "storage.endpoint=http://127.0.0.1:9"])
     assert config.select["flow"] == "flow is null or flow > 1"
     assert config.source == "/a b/c=d" and config.storage.endpoint == "http://127.0.0.1:9"
     assert compose(["select.mine=short_side > 5"]).select["mine"] == "short_side > 5"

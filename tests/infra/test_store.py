@@ -1,0 +1,128 @@
+"""Lance as the engine uses it: canaries for each behaviour that the commit protocol stands on."""
+
+import os
+
+import lance
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.bucket import LocalBucket
+from infra.store import Store, check_clauses, digest_of
+from infra.types import RunError, UserError
+from stages.base import blob
+
+OWN = pa.schema([pa.field("x", pa.int64()), blob("media")])
+
+
+def rows(start, stop):
+    """Rows with key, one parent and a blob."""
+    return [
+        {"key": i.to_bytes(16, "big"), "parents": [i.to_bytes(16, "big")], "label": str(i), "x": i, "media": b"%d" % i}
+        for i in range(start, stop)
+    ]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(LocalBucket(tmp_path))
+
+
+def publish(store, stop=10, stamp="one"):
+    """A full materialisation in two fragments."""
+    staged = [*store.stage("d", rows(0, 5), OWN).fragments, *store.stage("d", rows(5, stop), OWN).fragments]
+    return store.snapshot("d", store.publish_full("d", OWN, staged, stamp, store.head("d")))
+
+
+def numbers(store, snapshot):
+    return store.scan(snapshot, ["x"])["x"].to_pylist()
+
+
+def test_a_commit_repeated_by_a_resumed_driver_is_found_and_adopted(store):
+    staged = store.stage("d", rows(0, 5), OWN).fragments
+    first = store.publish_full("d", OWN, staged, "one", 0)
+    assert store.publish_full("d", OWN, staged, "one", 0) == first == store.head("d")
+
+
+def test_rows_are_kept_dropped_and_added_in_one_version(store):
+    base = publish(store)
+    dropped = store.addresses(base, pa.array([0, 7]).to_numpy())
+    new = store.stage("d", rows(20, 22), OWN).fragments
+    after = store.snapshot("d", store.publish_incremental(base, dropped, new, "two"))
+    assert numbers(store, after) == [1, 2, 3, 4, 5, 6, 8, 9, 20, 21]
+    assert store.take(after, [0, 6, 9], ["media", "x"]).to_pylist() == [
+        {"media": b"1", "x": 1}, {"media": b"8", "x": 8}, {"media": b"21", "x": 21},
+    ]  # fmt: skip
+    assert numbers(store, base) == list(range(10))  # the old version is untouched
+
+
+def test_an_increment_on_an_older_base_restores_it_first(store):
+    base = publish(store)
+    store.publish_full("d", OWN, store.stage("d", rows(50, 52), OWN).fragments, "other", store.head("d"))
+    after = store.publish_incremental(base, {0: [0]}, store.stage("d", rows(20, 21), OWN).fragments, "two")
+    assert numbers(store, store.snapshot("d", after)) == [*range(1, 10), 20]
+
+
+def test_two_increments_on_one_base_cannot_both_be_head_unnoticed(store):
+    """Each commits its own version from the same base; neither sees the other's rows."""
+    base = publish(store)
+    versions = [
+        store.publish_incremental(base, {}, store.stage("d", rows(n, n + 1), OWN).fragments, f"s{n}") for n in (30, 40)
+    ]
+    assert [numbers(store, store.snapshot("d", v))[10:] for v in versions] == [[30], [40]]
+
+
+def test_a_stale_update_is_refused_by_lance(store):
+    """The compare-and-swap itself: an Update that names every fragment of a version that is no longer HEAD."""
+    base = publish(store)
+    head = store.open(base)
+    operation = lance.LanceOperation.Update(updated_fragments=[f.metadata for f in head.get_fragments()])
+    store._try_commit("d", operation, base.version, "first")
+    with pytest.raises(OSError, match="conflict"):
+        lance.LanceDataset.commit(store.uri("d"), lance.Transaction(base.version, operation), max_retries=0)
+
+
+def test_a_vanished_or_cut_file_is_noticed_before_the_commit(store):
+    staged = store.stage("d", rows(0, 5), OWN).fragments
+    assert store.intact("d", staged)
+    data = next((store.bucket.folder / "datasets" / "d.lance" / "data").glob("*.lance"))
+    os.truncate(data, 10)
+    assert not store.intact("d", staged)
+
+
+def test_a_key_that_stands_twice_is_refused(store):
+    staged = [*store.stage("d", rows(0, 5), OWN).fragments, *store.stage("d", rows(4, 6), OWN).fragments]
+    with pytest.raises(RunError, match="same key twice"):
+        store.snapshot("d", store.publish_full("d", OWN, staged, "one", 0))
+
+
+def test_an_empty_dataset_is_a_version_like_any_other(store):
+    snapshot = store.snapshot("d", store.publish_full("d", OWN, [], "one", 0))
+    assert snapshot.rows == 0 and int(snapshot.digest, 16) == 0
+
+
+KEYS = st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=40)
+
+
+@given(KEYS, st.randoms())
+def test_a_digest_is_independent_of_order_and_chunks_and_additive(keys, random):
+    shuffled = random.sample(keys, len(keys))
+    cut = random.randint(0, len(keys))
+    whole = digest_of(pa.array(keys, pa.binary(16)))
+    chunks = pa.chunked_array([pa.array(shuffled[:cut], pa.binary(16)), pa.array(shuffled[cut:], pa.binary(16))])
+    parts = sum(int(digest_of(chunk), 16) for chunk in chunks.chunks) % (1 << 128)
+    assert whole == digest_of(chunks) == f"{parts:032x}"
+
+
+@given(KEYS, st.binary(min_size=16, max_size=16))
+def test_a_digest_differs_when_a_key_is_added(keys, key):
+    if key not in keys:
+        assert digest_of(pa.array(keys, pa.binary(16))) != digest_of(pa.array([*keys, key], pa.binary(16)))
+
+
+@pytest.mark.parametrize("clause", ["nosuch > 1", "x > > 1", "x +", "'a"])
+def test_a_clause_that_is_no_condition_is_refused_in_one_sentence(clause):
+    with pytest.raises(UserError, match=r"select\.mine=.*write SQL over x, media") as caught:
+        check_clauses(OWN, {"mine": clause})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
