@@ -176,6 +176,7 @@ class S3Bucket(Bucket):
         self.uri = uri.rstrip("/")
         self.endpoint = endpoint
         self.region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickles without the client: each process makes its own."""
         return {k: v for k, v in self.__dict__.items() if k != "_client"}

@@ -102,6 +102,8 @@ class Tracker:
         self.uri = uri
         self.trouble: str | None = None
         self.parent: str | None = None
+        self._run_id: str | None = None
+        self._parents: list[str] = []
         with self._guard():
             self.client = MlflowClient(tracking_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
@@ -115,18 +117,25 @@ class Tracker:
         except (MlflowException, ConnectionError, TimeoutError, OSError) as error:
             self.trouble = f"MLflow at {self.uri} could not be told ({type(error).__name__}: {str(error)[:160]})"
 
-    def start(self, name: str, tags: Mapping[str, str]) -> None:
-        """Open the parent run of a pipeline run."""
-        if not self.trouble:
-            with self._guard():
-                run = self.client.create_run(self.experiment, run_name=name, tags=dict(tags))
-                self.parent = run.info.run_id
+    def start(self, run_id: str, pipeline: str) -> None:
+        """Open the parent run of a pipeline run, or find it again."""
+        if self.trouble or run_id == self._run_id:
+            return
+        with self._guard():
+            query = f"tags.`plait.run_id` = '{run_id}' and tags.`plait.pipeline` = '{pipeline}'"
+            found = self.client.search_runs([self.experiment], filter_string=query, max_results=1)
+            tags = {"plait.run_id": run_id, "plait.pipeline": pipeline}
+            name = f"{pipeline} {run_id}"
+            run = found[0] if found else self.client.create_run(self.experiment, run_name=name, tags=tags)
+            self.parent, self._run_id = run.info.run_id, run_id
+            self._parents.append(run.info.run_id)
 
     def end(self, ok: bool) -> None:
-        """Close the parent run."""
-        if not self.trouble and self.parent:
+        """Close the parent runs."""
+        if not self.trouble:
             with self._guard():
-                self.client.set_terminated(self.parent, "FINISHED" if ok else "FAILED")
+                for parent in self._parents:
+                    self.client.set_terminated(parent, "FINISHED" if ok else "FAILED")
 
     def stage(self, report: Report) -> dict[str, Any] | None:
         """Tell of one materialisation: {"mlflow_run_id", "models"}; the same one is told once."""

@@ -28,6 +28,7 @@ from pipelines import rest, shards
 from pipelines.job import EngineJob
 from pipelines.key import RowKeys
 from pipelines.plan import Planner, StagePlan
+from pipelines.tell import keep_for_telling
 from pipelines.units import Base, compare
 from pipelines.worker import ShardWorker
 from stages.base import JobStage, Row, RowStage
@@ -74,7 +75,6 @@ class Made:
     done: dict[str, Any]
     computed: int
     adopted: bool = False
-    job: EngineJob | None = None
 
 
 def materialise(site: Site, plan: StagePlan) -> Made:
@@ -104,7 +104,7 @@ def _publish_done(folder: Folder, done: dict[str, Any], made: Made) -> Made:
     won = folder.put(f"done.{number}", done | {"number": number})
     crash_point("done", done["dataset"])
     if won:
-        return Made(_must(folder.done()), made.computed, job=made.job)
+        return Made(_must(folder.done()), made.computed)
     return Made(_must(folder.done()), made.computed, adopted=True)
 
 
@@ -175,7 +175,7 @@ def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.
 
     def on_shard(number: int, parts: list[dict[str, Any]]) -> None:
         starts: dict[str, Any] = {"fragments": [], "rest": [], "rows": 0, "units": 0}
-        result = {n: sum((p[n] for p in parts), start) for n, start in starts.items()}
+        result: dict[str, Any] = {n: sum((p[n] for p in parts), start) for n, start in starts.items()}
         folder.put(f"shard.{shard_plan.number}.{number}", result)
         crash_point("shard", plan.name)
         tally["units"] += result["units"]
@@ -239,9 +239,7 @@ def _done(
         "key": plan.key,
         "recipe": plan.recipe,
         "plan": number,
-        "why": plan.cause[0]["leaf"]
-        if plan.cause and plan.cause[0]["leaf"] in ("force", "retry_quarantined")
-        else "made",
+        "why": _why(plan),
         "snapshot": snapshot.to_json(),
         "inputs": _inputs(plan),
         "rest": rest_name,
@@ -250,6 +248,7 @@ def _done(
         "rows_out": snapshot.rows,
         **rest.counts(left),
         "run_id": site.run_id,
+        "pipeline": site.planner.graph.name,
         "state": "done",
         "metrics": {},
     }
@@ -301,7 +300,8 @@ def _run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     units_in = sum(len(u.keys) for u in plan.units)
     done = _done(site, plan, folder, snapshot, number, left, units_in)
     done |= {"state": "empty" if empty else "done", "metrics": job.final}
-    return Made(done, 0 if empty else 1, job=job)
+    keep_for_telling(folder, number, job.metrics, job.pictures)
+    return Made(done, 0 if empty else 1)
 
 
 def _stage_job(site: Site, plan: StagePlan, rows: Iterator[Row]) -> list[str]:

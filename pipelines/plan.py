@@ -188,8 +188,8 @@ class Planner:
 
     def _list(self, plan: StagePlan) -> None:
         assert self.source is not None
-        plan.listing = list_source(self.source, self.ask.limit, exclude=self.store.bucket.uri)
-        keys = flat(plan.listing["key"])
+        listing = plan.listing = list_source(self.source, self.ask.limit, exclude=self.store.bucket.uri)
+        keys = flat(listing["key"])
         plan.units = [Units(LISTING, keys, np.arange(len(keys)), digest_of(keys))]
         plan.tree["inputs"] = {LISTING: plan.units[0].digest}
 

@@ -1,13 +1,11 @@
-"""What a materialisation looks like to people: the JSON entry of `run` and `status`, and MLflow's report."""
+"""What a materialisation looks like to people: the JSON entry of `run` and `status`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from infra.ledger import snapshot_of
-from pipelines.materialise import Made
-from pipelines.plan import Planner, StagePlan
+from pipelines.plan import StagePlan
 
 COUNTS = ("rows_in", "rows_out", "empty", "filtered", "quarantined")
 
@@ -34,31 +32,3 @@ def entry(
         "metrics": done["metrics"] if done else {},
         "reasons": done["reasons"] if done else {},
     }
-
-
-def report_of(
-    planner: Planner, plan: StagePlan, made: Made, cards: Mapping[str, bytes], models: Mapping[str, str]
-) -> Any:
-    """All that MLflow is told of one materialisation."""
-    from infra.tracking import Report
-
-    done = made.done
-    job = made.job
-    checkpoints = []
-    if "manifest" in plan.node.stage.schema.names:
-        columns = ["step", "manifest", "manifest_sha256"]
-        checkpoints = planner.store.scan(snapshot_of(done), columns).sort_by("step").to_pylist()
-    scored = done["inputs"].get("clips") or done["inputs"].get("captions")
-    entries = [{**r, "unit": r["unit"].hex()} for r in planner.rest(done).to_pylist()]
-    return Report(
-        done=done,
-        tree=plan.tree,
-        notes=plan.notes,
-        schema=[[f.name, str(f.type)] for f in plan.node.stage.schema],
-        metrics=job.metrics if job else [],
-        pictures={**cards, **(job.pictures if job else {})},
-        rest=entries,
-        checkpoints=checkpoints,
-        model_ids=models,
-        evaluation_set=scored["snapshot"] if scored else None,
-    )

@@ -11,11 +11,10 @@ from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.ledger import snapshot_of
 from infra.types import PlaitError, Snapshot, now_utc
-from pipelines.materialise import Made, Site, materialise
+from pipelines.materialise import Site, materialise
 from pipelines.plan import Ask, Planner, StagePlan
-from pipelines.report import entry, report_of
-
-Cards = Callable[[Any, Snapshot, Mapping[str, Any]], Mapping[str, bytes]]
+from pipelines.report import entry
+from pipelines.tell import Cards, Teller
 
 
 class Progress(Protocol):
@@ -46,7 +45,6 @@ class Services:
     progress: Progress
     resume: str
     pools: dict[tuple[float, float], Pool] = field(default_factory=dict)
-    _tracker: Any = None
 
     def pool(self, plan: StagePlan) -> Pool:
         """Actors of the stage's size, shared by all stages of that size."""
@@ -99,6 +97,7 @@ class Runner:
         self.run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}"
         self.current: dict[str, Snapshot | None] = {}
         self.result = Result(self.run_id, services.root.uri)
+        self.teller = Teller(planner.ledger, planner.store, services.cards, services.tracker)
 
     def run(self) -> Result:
         """Every stage in order; the first error ends the run with its sentence, and what is published stays."""
@@ -114,8 +113,7 @@ class Runner:
         finally:
             self.services.release_pools()
             self._write_record()
-            if self.services._tracker is not None:
-                self.services._tracker.end(self.result.ok)
+            self.teller.end(self.result.ok)
         return self.result
 
     def _stage(self, plan: StagePlan) -> None:
@@ -134,7 +132,6 @@ class Runner:
             raise
         self.planner.forget_cache()
         self.current[plan.name] = snapshot_of(made.done)
-        self._tell(plan, made)
         kept = (plan.keep or 0) if not made.adopted else made.done["rows_in"]
         self._add(plan, made.done, made.done["state"], made.computed, kept)
 
@@ -143,7 +140,9 @@ class Runner:
         return next((d for d in reversed(dones) if snapshot and d["snapshot"]["version"] == snapshot.version), None)
 
     def _add(self, plan: StagePlan, done: dict[str, Any] | None, state: str, computed: int, kept: int) -> None:
-        told = self._told(done)
+        if done and state != "skipped":
+            self._tell(done)
+        told = self.teller.told(done) if done else None
         new = entry(plan, done, state, computed, kept, told)
         if done and plan.name == "model" and done["snapshot"]["rows"]:
             new["checkpoint"] = self.last_checkpoint(snapshot_of(done))
@@ -155,42 +154,11 @@ class Runner:
         table = self.planner.store.scan(snapshot, ["step", "manifest"]).sort_by("step")
         return self.services.root.url(table["manifest"][table.num_rows - 1].as_py())
 
-    def _told(self, done: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        if not done:
-            return None
-        return self.planner.ledger.folder(done["dataset"], done["key"]).get(f"told.{done['number']}")
-
-    def _tell(self, plan: StagePlan, made: Made) -> None:
-        if self._told(made.done):
-            return
-        tracker = self._tracker()
-        if tracker is None:
-            return
-        models = {n: self._told_model(n) for n in plan.snapshots if n in ("model", "tokenizer")}
-        cards = self.services.cards(self.planner.store, snapshot_of(made.done), made.done)
-        report = report_of(self.planner, plan, made, cards, {n: m for n, m in models.items() if m})
-        told = tracker.stage(report)
-        if told:
-            folder = self.planner.ledger.folder(plan.name, made.done["key"])
-            folder.put(f"told.{made.done['number']}", told)
-        elif tracker.trouble:
-            self.services.progress.note(f"{tracker.trouble}; the run goes on, the ledger has the truth")
-
-    def _told_model(self, dataset: str) -> str | None:
-        snapshot = self.current.get(dataset)
-        for done in reversed(self.planner.ledger.dones(dataset)):
-            told = self._told(done)
-            if snapshot and done["snapshot"]["version"] == snapshot.version and told and told["models"]:
-                return told["models"][max(told["models"], key=int)]
-        return None
-
-    def _tracker(self) -> Any:
-        if self.services._tracker is None:
-            self.services._tracker = self.services.tracker()
-            if self.services._tracker is not None:
-                tags = {"plait.run_id": self.run_id, "plait.pipeline": self.planner.graph.name}
-                self.services._tracker.start(f"{self.planner.graph.name} {self.run_id}", tags)
-        return self.services._tracker
+    def _tell(self, done: Mapping[str, Any]) -> None:
+        """Tell MLflow, also of what an earlier run published and did not live to tell."""
+        before = self.teller.trouble
+        if not self.teller.tell(done) and self.teller.trouble != before:
+            self.services.progress.note(f"{self.teller.trouble}; the run goes on, `plait sync` tells it later")
 
     def _site(self) -> Site:
         services = self.services

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -226,7 +227,7 @@ def evenly(media: bytes, source_kind: str, num_frames: int, count: int, short_si
     with opened(media) as film:
         chosen = [
             picture(frame, *fitted(*upright_size(frame), short_side))
-            for index, frame in enumerate(film.frames())
+            for index, frame in enumerate(islice(film.frames(), max(wanted) + 1))
             if index in wanted
         ]
     if not chosen:

@@ -111,6 +111,12 @@ def quarantine(
     look.quarantine(arguments or [], json)
 
 
+@app.command()
+def sync(overrides: Overrides = None, json: Json = False) -> None:
+    """Tell MLflow of every materialisation that it does not know yet, from the ledger."""
+    work.sync(overrides or [], json)
+
+
 def main() -> None:
     """Entry point of the `plait` command."""
     try:

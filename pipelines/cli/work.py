@@ -112,21 +112,43 @@ def _services(made: Any, source: Any, progress: Any) -> Any:
 
         return connect(config.cluster.address, config.cluster.workers)
 
-    def tracker() -> Any:
-        if not config.tracking.enabled:
-            return None
-        from infra.tracking import Tracker
-
-        made.home.mkdir(parents=True, exist_ok=True)
-        return Tracker(*tracking_places(made), config.tracking.experiment)
-
-    def cards(store: Any, snapshot: Any, done: Any) -> Any:
-        from dashboards.cards import cards_of
-
-        return cards_of(store, snapshot, done)
-
     command = shlex.join(["plait", *sys.argv[1:]])
-    return Services(made.root, source, ray, tracker, cards, progress, f"run `{command}` again")
+    again = f"run `{command}` again"
+    return Services(made.root, source, ray, lambda: _tracker(made), _cards, progress, again)
+
+
+def _tracker(made: Any) -> Any:
+    if not made.config.tracking.enabled:
+        return None
+    from infra.tracking import Tracker
+
+    made.home.mkdir(parents=True, exist_ok=True)
+    return Tracker(*tracking_places(made), made.config.tracking.experiment)
+
+
+def _cards(store: Any, snapshot: Any, done: Any) -> Any:
+    from dashboards.cards import cards_of
+
+    return cards_of(store, snapshot, done)
+
+
+def sync(overrides: Sequence[str], as_json: bool) -> None:
+    """Make MLflow whole from the ledger."""
+    from infra.ledger import Ledger
+    from infra.store import Store
+    from infra.types import RunError
+    from pipelines.cli.compose import setup
+    from pipelines.tell import Teller
+
+    made = setup(overrides)
+    teller = Teller(Ledger(made.root), Store(made.root), _cards, lambda: _tracker(made))
+    told, untold = teller.sync()
+    teller.end(ok=True)
+    if untold:
+        raise RunError(f"{untold} materialisations are still untold ({teller.trouble or 'tracking is off'}): start MLflow, then `plait sync`")  # fmt: skip  # noqa: E501
+    show.out(as_json).print(f"MLflow was told of {told} materialisations; it knows all of them now.")
+    if as_json:
+        show.emit({"told": told, "untold": untold})
 
 
 def tracking_places(made: Any) -> tuple[str, str | None]:

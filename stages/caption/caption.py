@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
-from stages import media
+from stages import media, reading
 from stages.base import BadRow, Edge, Outcome, Row, RowStage
 from stages.caption import pixels, vlm_endpoint
 
@@ -76,19 +76,21 @@ class Captions(RowStage):
         return "" if self.captioner == "pixels" else hashlib.sha256(self.prompt_text().encode()).hexdigest()[:16]
 
     def setup(self, kit: Kit) -> Any:
-        """The client of the endpoint, if one is asked."""
-        return vlm_endpoint.connected() if self.captioner == "openai" else None
+        """The client of the endpoint, or the reader of text."""
+        return vlm_endpoint.connected() if self.captioner == "openai" else _Reader()
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Describe each clip; requests of a batch run at once."""
-        side = pixels.SHORT_SIDE if self.captioner == "pixels" else vlm_endpoint.SHORT_SIDE
         if self.captioner == "pixels":
-            texts = [_described(_pictures(row, self.num_frames, side)) for row in rows]
-            return [self._row(row, text) for row, text in zip(rows, texts, strict=True)]
+            return [self._row(row, self._described(row, tools)) for row in rows]
         question = vlm_endpoint.Question(self.model, self.prompt_text(), self.max_tokens, self.temperature)
-        pictures = [_pictures(row, self.num_frames, side) for row in rows]
+        pictures = [_pictures(row, self.num_frames, vlm_endpoint.SHORT_SIDE) for row in rows]
         answers = vlm_endpoint.captions(tools, question, pictures)
         return [self._row(row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+    def _described(self, row: Row, reader: _Reader) -> str | BadRow:
+        pictures = _pictures(row, self.num_frames, pixels.SHORT_SIDE)
+        return pictures if isinstance(pictures, BadRow) else pixels.caption(pictures, lambda: reader.text(row))
 
     def _row(self, row: Row, text: str | BadRow) -> Outcome:
         if isinstance(text, BadRow):
@@ -105,12 +107,20 @@ class Captions(RowStage):
         ]
 
 
+class _Reader:
+    """Reads the middle frame of a clip; most clips are never read, so the models are loaded for the first that is."""
+
+    def __init__(self) -> None:
+        self._ocr: Any = None
+
+    def text(self, row: Row) -> str:
+        self._ocr = self._ocr or reading.engine()
+        (picture,) = media.evenly(row["media"], row["source_kind"], row["num_frames"], 1, reading.SHORT_SIDE)
+        return reading.text(self._ocr, picture)
+
+
 def _pictures(row: Row, count: int, short_side: int) -> list[np.ndarray] | BadRow:
     try:
         return media.evenly(row["media"], row["source_kind"], row["num_frames"], count, short_side)
     except BadRow as bad:
         return bad
-
-
-def _described(pictures: list[np.ndarray] | BadRow) -> str | BadRow:
-    return pictures if isinstance(pictures, BadRow) else pixels.caption(pictures)

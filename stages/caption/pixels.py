@@ -1,14 +1,14 @@
 """A captioner without weights: says what can be measured in the pixels, in one sentence, the same every time.
 
 Plain drawings (few things of one colour each on a plain background) are named thing by thing: size, colour, shape,
-count, relation, motion. Anything else gets its main colours, brightness and amount of motion.
+count, relation, motion. Anything else gets its brightness, main colours, amount of motion and the text in it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,9 @@ _HUES = (
 )
 """Name and upper end of hue in OpenCV's half degrees."""
 _GREY_SATURATION = 0.2
+_SPECKS = 0.005
+"""Outline of what is too small for a thing, in pixels over the squared short side, from which a plain drawing may hold
+text: half a dozen letters of a sixteenth of the short side."""
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 
@@ -64,24 +67,32 @@ class Thing:
 
 @dataclass(frozen=True)
 class View:
-    """What a picture holds: a background by name and things in order of place; None for real footage."""
+    """What a picture holds: a background by name, things in order of place, and how much too small for a thing."""
 
     background: str
     things: tuple[Thing, ...]
+    specks: float
 
     def content(self) -> tuple[tuple[str, str, str], ...]:
         """What is there, without places."""
         return tuple(sorted(thing.words() for thing in self.things))
 
 
-def caption(pictures: Sequence[np.ndarray]) -> str:
-    """The sentence for a clip's pictures (uint8 RGB [H, W, 3], in order of time; one for a still)."""
+def caption(pictures: Sequence[np.ndarray], text: Callable[[], str] = str) -> str:
+    """The sentence for a clip's pictures (uint8 RGB [H, W, 3], in order of time; one for a still).
+
+    `text` reads what is written in the clip; it is asked only where shapes on a plain background are not all of it.
+    """
     views = [view for view in (seen(picture) for picture in pictures) if view is not None]
     if len(views) * 2 > len(pictures):
         # Frames that fade or blur are outvoted; ties go to the content seen first.
         content, _ = Counter(view.content() for view in views).most_common(1)[0]
-        return _drawing([view for view in views if view.content() == content], moving=len(pictures) > 1)
-    return _footage(pictures)
+        alike = [view for view in views if view.content() == content]
+        said = _drawing(alike, moving=len(pictures) > 1)
+        written = text() if alike[len(alike) // 2].specks > _SPECKS else ""
+    else:
+        said, written = _footage(pictures), text()
+    return f'{said}, with the text "{written}"' if written else said
 
 
 def seen(picture: np.ndarray) -> View | None:
@@ -96,17 +107,19 @@ def seen(picture: np.ndarray) -> View | None:
     if apart.mean() > 1 - _PLAIN:
         return None
     background = _hue(ground)
-    things = []
+    things, specks = [], 0
     outlines, _ = cv2.findContours(apart.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for outline in outlines:
         area = cv2.contourArea(outline)
         if area < _LEAST * short * short:
+            specks += len(outline)
             continue
         thing = _thing(calm, outline, area, short)
         if thing is None or len(things) == _MOST_THINGS:
             return None
         things.append(thing)
-    return View(background, tuple(sorted(things, key=lambda thing: (thing.words(), thing.x, thing.y))))
+    placed = sorted(things, key=lambda thing: (thing.words(), thing.x, thing.y))
+    return View(background, tuple(placed), specks / (short * short))
 
 
 def _thing(picture: np.ndarray, outline: np.ndarray, area: float, short: int) -> Thing | None:
