@@ -55,6 +55,10 @@ class Bucket:
         """The object's bytes, or None where there is none."""
         raise NotImplementedError
 
+    def delete(self, name: str) -> None:
+        """Remove an object; none is fine."""
+        raise NotImplementedError
+
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Every object below a folder, in no promised order."""
         raise NotImplementedError
@@ -129,6 +133,10 @@ class LocalBucket(Bucket):
             return (self.folder / _checked(name)).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def delete(self, name: str) -> None:
+        """See Bucket."""
+        (self.folder / _checked(name)).unlink(missing_ok=True)
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """See Bucket; hidden files and temporary files are not objects."""
@@ -253,6 +261,10 @@ class S3Bucket(Bucket):
             return self._call("get_object", name, Key=self._key(name))["Body"].read()
         except ClientError:
             return None
+
+    def delete(self, name: str) -> None:
+        """See Bucket."""
+        self._call("delete_object", name, Key=self._key(name))
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """See Bucket; a thousand names a request."""

@@ -147,7 +147,7 @@ def _me() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def _is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[str, Any]) -> bool:
+def is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[str, Any]) -> bool:
     """Same host: by the process table, at once. Elsewhere: when its heartbeat has not moved for STALE_S here."""
     import psutil
 
@@ -180,7 +180,7 @@ class Claim:
                 return False
             number = self.folder.last("claim", names)
             holder = self.folder.get(f"claim.{number}") if number else None
-            if holder is None or holder.get("released") or _is_dead(holder, self.folder, number, seen):
+            if holder is None or holder.get("released") or is_dead(holder, self.folder, number, seen):
                 mine = {**_me(), "run_id": self.run_id, "at": now_utc()}
                 if self.folder.put(f"claim.{number + 1}", mine):
                     self.number = number + 1

@@ -191,6 +191,15 @@ class Store:
                     return False
         return True
 
+    def tagged(self, dataset: str) -> set[int]:
+        """Versions that a tag pins."""
+        return {tag["version"] for tag in self._dataset(dataset).tags.list().values()}
+
+    def files(self, dataset: str) -> list[tuple[int, str]]:
+        """(version, path below the dataset) of every file that any version names."""
+        table = self._dataset(dataset).tracked_files().read_all()
+        return list(zip(table["version"].to_pylist(), table["path"].to_pylist(), strict=True))
+
     def find(self, dataset: str, stamp: str, since: int) -> int | None:
         """The version after `since` that carries our stamp: our own commit, whose reply may have been lost."""
         if not self.exists(dataset):

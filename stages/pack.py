@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,54 +16,15 @@ from infra.types import UserError
 from models import emu3_format, flops
 from models.flops import TrunkShape
 from models.vocabulary import TEXT, VISION, Vocabulary
-from stages import frames
+from stages import pack_report
 from stages.base import Edge, Job, JobStage, Row
+from stages.pack_report import Bin, Sample
 
 if TYPE_CHECKING:
     from models.emu3_format import TextTokenizer
 
 _HELD_OUT = "held out for evaluation"
-_STRIPS = 48
-"""Packs in the picture."""
-_STRIP_PIXELS = 768
-_COLOURS = {"text": (92, 122, 171), "image": (221, 143, 66), "video": (96, 160, 94)}
-
-
 _INDICES = ("grid_t", "grid_h", "grid_w", "ids", "codebook_size", "tokenizer", "held_out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sample:
-    """One document: what is never cut and never attends to another."""
-
-    parents: tuple[bytes, ...]
-    part: int
-    kind: Literal["text", "image", "video"]
-    label: str
-    tokens: NDArray[np.int32]
-    segments: tuple[tuple[int, str], ...]
-    """Lengths and kinds, in order."""
-    weights: NDArray[np.float32]
-    """Loss weight of each token as a target; 0 for the first."""
-    cost: float
-    """Training FLOPs."""
-    place: bytes
-    """H(member key): decides group and order."""
-
-
-@dataclass
-class _Bin:
-    """An open pack."""
-
-    samples: list[_Sample] = field(default_factory=list)
-    tokens: int = 0
-    cost: float = 0.0
-
-    def add(self, sample: _Sample) -> None:
-        """Put a sample at the end."""
-        self.samples.append(sample)
-        self.tokens += len(sample.tokens)
-        self.cost += sample.cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,16 +105,16 @@ class Packs(JobStage):
         samples.sort(key=lambda sample: (sample.place, sample.part))
         packs = self.packed(samples)
         orders = _training_order(packs, self.seed)
-        job.summary(_report(self, packs, samples, vocabulary))
-        job.picture("packs", _strips(packs, self.max_tokens))
+        job.summary(pack_report.evenness(packs, samples, self.flops_per_pack, self.trunk, vocabulary))
+        job.picture("packs", pack_report.strips(packs, self.max_tokens))
         for pack, order in zip(packs, orders, strict=True):
             yield _row(pack, order, vocabulary)
 
-    def packed(self, samples: Sequence[_Sample]) -> list[_Bin]:
+    def packed(self, samples: Sequence[Sample]) -> list[Bin]:
         """First-fit of samples, sorted by `place`, into bounded open packs, group by group."""
         self._check(samples)
-        closed: list[_Bin] = []
-        opened: list[_Bin] = []
+        closed: list[Bin] = []
+        opened: list[Bin] = []
         for sample in samples:
             if sample.part == 0 and int.from_bytes(sample.place[8:], "big") % self.group_one_in == 0:
                 closed, opened = closed + opened, []
@@ -163,16 +124,16 @@ class Packs(JobStage):
                     fullest = max(opened, key=lambda pack: pack.cost)
                     opened.remove(fullest)
                     closed.append(fullest)
-                home = _Bin()
+                home = Bin()
                 opened.append(home)
             home.add(sample)
         return closed + opened
 
-    def _fits(self, pack: _Bin, sample: _Sample) -> bool:
+    def _fits(self, pack: Bin, sample: Sample) -> bool:
         within_cost = pack.cost + sample.cost <= self.flops_per_pack
         return within_cost and pack.tokens + len(sample.tokens) <= self.max_tokens
 
-    def _check(self, samples: Sequence[_Sample]) -> None:
+    def _check(self, samples: Sequence[Sample]) -> None:
         """Both caps must hold the largest sample: nothing is ever cut or dropped to fit."""
         costly = max(samples, key=lambda sample: sample.cost)
         if costly.cost > self.flops_per_pack:
@@ -188,7 +149,7 @@ class Packs(JobStage):
                 f" {len(longest.tokens)} tokens; set packs.max_tokens={len(longest.tokens)} or more"
             )
 
-    def _samples(self, job: Job) -> tuple[list[_Sample], Vocabulary]:
+    def _samples(self, job: Job) -> tuple[list[Sample], Vocabulary]:
         from models.tokenizers.text import load_text_tokenizer
 
         text = load_text_tokenizer(self.text_tokenizer)
@@ -210,7 +171,7 @@ class Packs(JobStage):
 
     def _pairs(
         self, job: Job, indices: dict[bytes, Row], vocabulary: Vocabulary, text: TextTokenizer
-    ) -> Iterator[_Sample]:
+    ) -> Iterator[Sample]:
         """Captions joined with the codes of their clip."""
         used: set[bytes] = set()
         for caption in _kept(job, "captions", ("text", "held_out")):
@@ -224,7 +185,7 @@ class Packs(JobStage):
             if clip not in used:
                 job.reject(row["key"], row["label"], "indices of a clip that has no caption")
 
-    def _pair(self, caption: Row, visual: Row, vocabulary: Vocabulary, text: TextTokenizer) -> _Sample:
+    def _pair(self, caption: Row, visual: Row, vocabulary: Vocabulary, text: TextTokenizer) -> Sample:
         place = _digest(caption["key"], visual["key"])
         grid = (visual["grid_t"], visual["grid_h"], visual["grid_w"])
         block = emu3_format.visual_block(grid, np.asarray(visual["ids"]), vocabulary, text)
@@ -238,7 +199,7 @@ class Packs(JobStage):
             parts = [([vocabulary.bos, *words], "text", 1.0), vision, ([vocabulary.eos], "text", 1.0)]
         return self._sample((caption["key"], visual["key"]), place, 0, parts, caption["label"], vocabulary)
 
-    def _texts(self, job: Job, vocabulary: Vocabulary, text: TextTokenizer) -> Iterator[_Sample]:
+    def _texts(self, job: Job, vocabulary: Vocabulary, text: TextTokenizer) -> Iterator[Sample]:
         """Plain texts; a long one in pieces, each begun by BOS, only the last ended by EOS."""
         room = self.max_text_tokens - 2
         for row in _kept(job, "texts", ("text", "held_out")):
@@ -257,13 +218,13 @@ class Packs(JobStage):
         parts: Sequence[tuple[list[int], str, float]],
         label: str,
         vocabulary: Vocabulary,
-    ) -> _Sample:
+    ) -> Sample:
         tokens = np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in parts])
         weights = np.concatenate([np.full(len(ids), weight, np.float32) for ids, _, weight in parts])
         weights[0] = 0.0
         spent = flops.causal_cost(self.trunk, vocabulary.size, [len(tokens)], int(np.count_nonzero(weights)))
         kinds = {kind for _, kind, _ in parts} - {"text"}
-        return _Sample(
+        return Sample(
             parents=parents,
             part=part,
             kind=kinds.pop() if kinds else "text",  # pyright: ignore[reportArgumentType]
@@ -290,7 +251,7 @@ def _digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
-def _training_order(packs: Sequence[_Bin], seed: int) -> list[int]:
+def _training_order(packs: Sequence[Bin], seed: int) -> list[int]:
     """Place of each pack in training: a permutation keyed by the seed and by what the packs hold."""
     salt = seed.to_bytes(8, "big", signed=True)
     names = [_digest(salt, *(s.place + s.part.to_bytes(4, "big") for s in pack.samples)) for pack in packs]
@@ -300,7 +261,7 @@ def _training_order(packs: Sequence[_Bin], seed: int) -> list[int]:
     return orders
 
 
-def _row(pack: _Bin, order: int, vocabulary: Vocabulary) -> Row:
+def _row(pack: Bin, order: int, vocabulary: Vocabulary) -> Row:
     tokens = np.concatenate([sample.tokens for sample in pack.samples])
     weights = np.concatenate([sample.weights for sample in pack.samples])
     modality = vocabulary.modality(tokens)
@@ -324,65 +285,3 @@ def _row(pack: _Bin, order: int, vocabulary: Vocabulary) -> Row:
         "parents": list(dict.fromkeys(parent for sample in pack.samples for parent in sample.parents)),
         "label": f"pack {order}",
     }
-
-
-def _report(
-    stage: Packs, packs: Sequence[_Bin], samples: Sequence[_Sample], vocabulary: Vocabulary
-) -> dict[str, float]:
-    """How even the packs are, beside the two ways everyone else packs (model-recipes 2.5)."""
-    costs = np.array([pack.cost for pack in packs])
-    lengths = [len(sample.tokens) for sample in samples]
-    padded, padded_share = _pad_to_longest(stage, lengths, max(1, round(len(samples) / len(packs))), vocabulary)
-    fixed = _fixed_length(samples, max(*lengths, round(sum(lengths) / len(packs))))
-    return {
-        "num_packs": len(packs),
-        "num_samples": len(samples),
-        "num_tokens": sum(lengths),
-        "dropped": len(samples) - sum(len(pack.samples) for pack in packs),
-        "padding_fraction": 0.0,
-        "fill": float(costs.mean() / stage.flops_per_pack),
-        "imbalance": float(costs.max() / costs.mean()),
-        "pad_to_longest/padding_fraction": padded_share,
-        "pad_to_longest/imbalance": float(padded.max() / padded.mean()),
-        "fixed_length/imbalance": float(fixed.max() / fixed.mean()),
-    }
-
-
-def _pad_to_longest(
-    stage: Packs, lengths: Sequence[int], batch: int, vocabulary: Vocabulary
-) -> tuple[NDArray[np.float64], float]:
-    """Cost of each batch of neighbours padded to its longest sample, and the share of padding."""
-    groups = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    sizes = [max(group) for group in groups]
-    costs = [
-        flops.causal_cost(stage.trunk, vocabulary.size, [size] * len(group), sum(group)).train
-        for size, group in zip(sizes, groups, strict=True)
-    ]
-    allocated = sum(size * len(group) for size, group in zip(sizes, groups, strict=True))
-    return np.array(costs), 1 - sum(lengths) / allocated
-
-
-def _fixed_length(samples: Sequence[_Sample], room: int) -> NDArray[np.float64]:
-    """Cost of packs filled first-fit to `room` tokens, whatever they cost."""
-    packs: list[_Bin] = []
-    for sample in samples:
-        home = next((pack for pack in packs[-8:] if pack.tokens + len(sample.tokens) <= room), None)
-        if home is None:
-            home = _Bin()
-            packs.append(home)
-        home.add(sample)
-    return np.array([pack.cost for pack in packs])
-
-
-def _strips(packs: Sequence[_Bin], max_tokens: int) -> bytes:
-    """The first packs as strips, one sample a block, coloured by kind; right end: the longest pack."""
-    shown = packs[:_STRIPS]
-    longest = min(max_tokens, max(pack.tokens for pack in shown))
-    sheet = np.full((len(shown) * 8, _STRIP_PIXELS, 3), 255, np.uint8)
-    for row, pack in enumerate(shown):
-        end = 0
-        for sample in pack.samples:
-            start, end = end, end + len(sample.tokens)
-            left, right = (edge * _STRIP_PIXELS // longest for edge in (start, end))
-            sheet[row * 8 : row * 8 + 7, left : max(right - 1, left + 1)] = _COLOURS[sample.kind]
-    return frames.to_png(sheet)

@@ -66,9 +66,9 @@ def text(ocr: Any, picture: np.ndarray) -> str:
     import numpy as np
     from rapidocr.utils.process_img import get_rotate_crop_image
 
-    said = ""
+    said, turned = "", np.ascontiguousarray(picture[..., ::-1])
     for box in lines(ocr, picture)[:_MOST_LINES]:
-        strip = get_rotate_crop_image(np.ascontiguousarray(picture[..., ::-1]), box.astype(np.float32))
+        strip = get_rotate_crop_image(turned, box.astype(np.float32))
         if 0 in strip.shape:
             continue
         read = ocr(strip, use_det=False, use_cls=False, use_rec=True)

@@ -31,7 +31,7 @@ STAGES = [
     "packs",
     "model",
     "evals",
-]  # noqa: E501
+]
 
 
 def answer(done: subprocess.CompletedProcess) -> dict:
@@ -106,7 +106,7 @@ def test_mlflow_alone_shows_the_chain_from_videos_to_the_model(made):
             name = told.data.tags.get("plait.stage")
             (produced if side == "output" else consumed).setdefault(name, set()).add(
                 (given.dataset.name, given.dataset.digest)
-            )  # noqa: E501
+            )
     makers = {pair: name for name, pairs in produced.items() for pair in pairs}
     chain, front = set(), {"model"}
     while front:
@@ -125,7 +125,7 @@ def test_status_why_and_quarantine_answer_from_the_ledger(made):
     for was, now in zip(run["stages"], status["stages"], strict=True):
         assert {k: was[k] for k in ("name", "rows_in", "rows_out", "snapshot", "mlflow_run_id")} == {
             k: now[k] for k in ("name", "rows_in", "rows_out", "snapshot", "mlflow_run_id")
-        }  # noqa: E501
+        }
     rows = answer(plait("quarantine", *where, "--json", cwd=folder))["rows"]
     assert {r["stage"] for r in rows} == {"videos"} and len(rows) == 2
     assert all(set(r) == {"stage", "unit", "label", "reason", "error", "attempt"} for r in rows)

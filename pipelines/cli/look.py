@@ -1,4 +1,4 @@
-"""`status`, `why`, `lineage`, `quarantine`: the verbs that read the ledger and the datasets, and change nothing."""
+"""`status`, `why`, `lineage`, `quarantine`, `gc`: the verbs that look at what stands under a root."""
 
 from __future__ import annotations
 
@@ -221,3 +221,24 @@ def quarantine(arguments: Sequence[str], as_json: bool) -> None:
         console.print("Nothing is in quarantine.")
     if as_json:
         show.emit({"rows": rows})
+
+
+def gc(overrides: Sequence[str], delete: bool, as_json: bool) -> None:
+    """List or delete what nothing names."""
+    from pipelines import gc as collector
+    from pipelines.cli.compose import setup
+
+    made = setup(overrides)
+    garbage = collector.find(made.root)
+    console = show.out(as_json)
+    by_why: dict[str, list[int]] = {}
+    for item in garbage:
+        by_why.setdefault(item.why, []).append(item.size_bytes)
+    if garbage:
+        lines = [[why, len(sizes), f"{sum(sizes) / 1e6:.2f} MB"] for why, sizes in by_why.items()]
+        console.print(show.table("Garbage", ("what", "objects", "size"), lines))
+    freed = collector.collect(made.root, garbage) if delete else 0
+    console.print(f"{'Deleted' if delete else 'Found'} {len(garbage)} objects.", markup=False)
+    if as_json:
+        rows = [{"path": g.path, "size_bytes": g.size_bytes, "why": g.why} for g in garbage]
+        show.emit({"garbage": rows, "deleted": delete, "freed_bytes": freed})

@@ -112,6 +112,19 @@ def quarantine(
 
 
 @app.command()
+def gc(
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete files that nothing names any more: of lost races, dead tries, superseded restores."""
+    if dry_run == yes:
+        raise UserError("plait gc needs --dry-run to list or --yes to delete")
+    look.gc(overrides or [], yes, json)
+
+
+@app.command()
 def sync(overrides: Overrides = None, json: Json = False) -> None:
     """Tell MLflow of every materialisation that it does not know yet, from the ledger."""
     work.sync(overrides or [], json)

@@ -26,8 +26,9 @@ _PROMPTS = Path(__file__).with_name("prompts")
 class Captions(RowStage):
     """Describes each clip from a few of its frames, spread evenly over it.
 
-    captioner "pixels"  says what can be measured in the pixels; needs no weights; `model`, `prompt`, `max_tokens`
-                        and `temperature` do not matter to it and are left out of the key
+    captioner "pixels"  says what can be measured in the pixels; needs no weights but those of the text reader's wheel,
+                        and reads the middle frame only; `model`, `prompt`, `max_tokens` and `temperature` do not
+                        matter to it and are left out of the key
     captioner "openai"  asks `model` behind OPENAI_BASE_URL with `prompt`, the name of a file in stages/caption/prompts
 
     A row's content is its text: another answer is another caption, the same answer (from any captioner) keeps all
@@ -35,6 +36,7 @@ class Captions(RowStage):
     """
 
     writes: ClassVar[str] = "captions"
+    revision: ClassVar[int] = 2
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("clips", columns=("media", "source_kind", "fps", "num_frames", "width", "height", "held_out")),
     )

@@ -43,7 +43,7 @@ _HUES = (
 )
 """Name and upper end of hue in OpenCV's half degrees."""
 _GREY_SATURATION = 0.2
-_SPECKS = 0.005
+_SPECKS = 0.004
 """Outline of what is too small for a thing, in pixels over the squared short side, from which a plain drawing may hold
 text: half a dozen letters of a sixteenth of the short side."""
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}

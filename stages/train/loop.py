@@ -100,7 +100,7 @@ def train_worker(config: dict[str, Any]) -> None:
         totals = global_sum([float(loss.detach()), len(batch.tokens), *sums], device).tolist()
         tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
         since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
-        if rank == 0 and (step % stage.log_every == 0 or step == stage.steps):
+        if rank == 0 and (step % config["log_every"] == 0 or step == stage.steps):
             now = time.monotonic()
             speed, clock, clock_tokens = clock_tokens / (now - clock), now, 0
             metrics = step_metrics(totals) | {"lr": optimizer.param_groups[0]["lr"], "tokens_per_s": speed}

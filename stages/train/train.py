@@ -18,6 +18,8 @@ from stages.base import Edge, Job, JobStage, Row
 _MAX_FAILURES = 3
 """Times the workers are started again after one died, each time from the last checkpoint."""
 _POLL_S = 0.5
+LOG_EVERY = 10
+"""Steps between logged metrics; it changes no result, so it is no setting."""
 
 
 class MetricSink:
@@ -88,8 +90,6 @@ class Model(JobStage):
     """Of the rotary positions."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
-    log_every: int = 10
-    """Steps between logged metrics."""
     zero_stage: int = 2
     """Of DeepSpeed: 1 shards the optimizer, 2 the gradients too."""
     seed: int = 0
@@ -174,6 +174,7 @@ class Model(JobStage):
                 "checkpoints": job.checkpoints,
                 "vocabulary": vocabulary,
                 "sink": sink,
+                "log_every": LOG_EVERY,
             },
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu),

@@ -12,6 +12,7 @@ import pytest
 
 from infra.bucket import LocalBucket
 from infra.faults import POINTS
+from pipelines import gc
 from pipelines.standing import Standing
 from tests.conftest import REPO, plait
 
@@ -82,6 +83,12 @@ def test_a_driver_killed_at_any_arrow_resumes_to_the_same_rows(point, tmp_path, 
     assert killed.returncode == -signal.SIGKILL
     assert plait("run", *TOY, cwd=tmp_path).returncode == 0
     assert contents(tmp_path) == second
+    # what the killed tries left behind is found by reachability, and nothing that stands is touched
+    root = LocalBucket(tmp_path / "root")
+    gc.collect(root, gc.find(root))
+    assert gc.find(root) == []
+    assert contents(tmp_path) == second
+    assert plait("run", *TOY, cwd=tmp_path).stdout.rstrip().endswith("Nothing to do: everything is fresh.")
 
 
 @pytest.mark.slow

@@ -6,28 +6,34 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
+from stages import reading
 from stages import sample_world as world
 from stages.base import BadRow, TransientError
 from stages.caption import pixels, vlm_endpoint
 from stages.caption.caption import Captions
+from stages.clip import Clips
 from tests.stages.conftest import Corpus
 
 UNNAMEABLE = {"text_heavy", "low_quality", "too_fast"}
 
 
 def test_captions_equal_the_truth(corpus: Corpus, corpus_clips: dict[str, list[dict[str, Any]]]) -> None:
+    stage = Captions()
+    tools = stage.setup(None)  # type: ignore[arg-type]
     right: dict[str, list[bool]] = {"image": [], "video": []}
     for name, clips in corpus_clips.items():
         told = corpus.truth["files"][name]
         scenes = told.get("scenes", [told | {"start": 0, "end": 1}])
         if len(scenes) != len(clips):
             continue
-        for scene, (row,) in zip(scenes, Captions().process(clips, None), strict=True):
+        for scene, (row,) in zip(scenes, stage.process(clips, tools), strict=True):
             if not UNNAMEABLE & {*scene["trouble"], *told["trouble"]}:
                 right[told["kind"]].append(row["text"] == scene["caption"])
     assert np.mean(right["image"]) > 0.98 and len(right["image"]) > 100
@@ -66,6 +72,66 @@ def test_wording_is_the_worlds() -> None:
     assert said == "a large red circle to the left of a small blue square on a white background, moving right"
 
 
+def test_text_is_read_only_where_shapes_are_not_all() -> None:
+    asked = []
+
+    def text() -> str:
+        asked.append(True)
+        return "HELLO"
+
+    plain = np.full((160, 160, 3), 250, np.uint8)
+    plain[40:80, 40:80] = (220, 20, 20)
+    assert pixels.caption([plain], text) == "a small red square on a white background" and not asked
+    for column in range(20, 140, 6):
+        plain[120:130, column : column + 3] = 0
+    assert pixels.caption([plain], text) == 'a small red square on a white background, with the text "HELLO"'
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    assert pixels.caption([noise, noise], text).endswith(', hardly moving, with the text "HELLO"')
+    assert len(asked) == 2 and "text" not in pixels.caption([noise])
+
+
+def captioned(clip: dict[str, Any]) -> str:
+    stage = Captions()
+    return stage.process([clip], stage.setup(None))[0][0]["text"]  # type: ignore[arg-type]
+
+
+def a_still(path: Path) -> dict[str, Any]:
+    return {"media": path.read_bytes(), "source_kind": "image", "num_frames": 1, "held_out": False}
+
+
+def test_words_that_are_there_are_in_the_caption(
+    shared: Path, video_row: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    infographic, page = (captioned(a_still(shared / "images" / f"{n}.png")) for n in ("text_english_infographic", "page"))
+    assert 'with the text "Reduce your risk of coronavirus infection' in infographic
+    assert 'with the text "Region-based segmentation' in page and page.isascii()
+    clips = Clips().process([video_row(shared / "videos" / "counter.mp4")], None)[0]
+    assert all('with the text "Frame = ' in captioned(clip) for clip in clips)
+    image = Image.new("RGB", (480, 320), "white")
+    ImageDraw.Draw(image).text((60, 150), 'see "fine print"', fill="black", font=ImageFont.load_default(22))
+    image.save(tmp_path / "print.png")
+    assert captioned(a_still(tmp_path / "print.png")) == """a plain white picture, with the text "see 'fine print'\""""
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg", "coco_785.jpg"])
+def test_no_text_where_there_is_none(shared: Path, name: str) -> None:
+    said = captioned(a_still(shared / "images" / name))
+    assert "scene, mostly" in said and "text" not in said
+
+
+def test_brightness_is_said(shared: Path) -> None:
+    names = ("rocket.jpg", "camera.png", "mdn_hummingbird.jpg")
+    tones = ("a dark scene", "an evenly lit scene", "a bright scene")
+    for name, tone in zip(names, tones, strict=True):
+        assert captioned(a_still(shared / "images" / name)).startswith(tone)
+
+
+def test_long_text_is_cut_between_words() -> None:
+    assert reading._shortened("a" * 60) == "a" * 60
+    assert reading._shortened("word " * 11 + "words more") == "word " * 11 + "words..."
+    assert reading._shortened("a" * 70) == "a" * 60 + "..."
+
+
 def test_key_of_the_captioner() -> None:
     assert Captions().settings() == Captions(model="other", temperature=1.0).settings()
     asking = Captions(captioner="openai")
@@ -78,8 +144,9 @@ def test_key_of_the_captioner() -> None:
 def test_batches_do_not_matter(corpus_clips: dict[str, list[dict[str, Any]]]) -> None:
     clips = [clip for name in sorted(corpus_clips)[:12] for clip in corpus_clips[name][:1]][-10:]
     clips[3] = clips[3] | {"media": b"broken"}
-    together = Captions().process(clips, None)
-    alone = [Captions().process([clip], None)[0] for clip in clips]
+    stage = Captions()
+    together = stage.process(clips, stage.setup(None))  # type: ignore[arg-type]
+    alone = [stage.process([clip], stage.setup(None))[0] for clip in clips]  # type: ignore[arg-type]
     assert isinstance(together[3], BadRow) and isinstance(alone[3], BadRow)
     assert together[:3] + together[4:] == alone[:3] + alone[4:]
     assert set(together[0][0]) == set(Captions.schema.names)

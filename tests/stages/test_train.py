@@ -23,7 +23,7 @@ from tests.stages.test_pack import tables
 
 SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
 STAGE = Model(
-    trunk=SHAPE, steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, log_every=1, dropout=0.0
+    trunk=SHAPE, steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, dropout=0.0
 )
 DIES_AT = 6
 
@@ -119,8 +119,9 @@ def local_ray():
 
 @pytest.mark.slow
 def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
-    tmp_path: Path, packs: pa.Table, local_ray: None
+    tmp_path: Path, packs: pa.Table, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
     calm = FakeJob(tmp_path / "calm", {"packs": packs}, num_workers=1)
     rows = list(STAGE.run(calm))
     assert [row["step"] for row in rows] == [4, 8, 10]
