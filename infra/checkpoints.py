@@ -74,7 +74,9 @@ def read_manifest(bucket: Bucket, name: str, sha256: str | None = None) -> tuple
             f"the manifest {name} is not the one that was published: someone changed it, restore it or retrain"
         )
     document = json.loads(data)
-    return Checkpoint(document["step"], name, found, document["facts"]), document
+    files = json.dumps({n: f["sha256"] for n, f in document["files"].items()}, sort_keys=True)
+    named = hashlib.sha256(files.encode()).hexdigest()
+    return Checkpoint(document["step"], name, found, named, document["facts"]), document
 
 
 def download(bucket: Bucket, manifest: str, folder: Path, sha256: str | None = None) -> None:

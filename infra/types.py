@@ -81,6 +81,8 @@ class Checkpoint:
     manifest: str
     """Path of the manifest, relative to the root."""
     manifest_sha256: str
+    files_sha256: str
+    """Names the weights themselves: SHA-256 over the files' names and digests, whoever wrote them and where."""
     facts: Mapping[str, Any]
     """What the trainer wrote into the manifest: tokens seen, loss, data position, settings."""
 

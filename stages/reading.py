@@ -72,9 +72,9 @@ def text(ocr: Any, picture: np.ndarray) -> str:
         if 0 in strip.shape:
             continue
         read = ocr(strip, use_det=False, use_cls=False, use_rec=True)
-        for line, score in zip(read.txts or (), read.scores or (), strict=True):
-            if score >= _SURE and sum(letter.isalnum() for letter in line) >= _LEAST_LETTERS:
-                said = f"{said} {_plain(line)}".strip()
+        line, score = (read.txts[0], read.scores[0]) if read.txts else ("", 0.0)
+        if score >= _SURE and sum(letter.isalnum() for letter in line) >= _LEAST_LETTERS:
+            said = f"{said} {_plain(line)}".strip()
         if len(said) > _MOST_LETTERS:
             break
     return _shortened(said)

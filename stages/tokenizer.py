@@ -43,12 +43,13 @@ class Tokenizer(JobStage):
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("clips", columns=("media", "source_kind", "num_frames", "held_out"), held=True),
     )
-    content: ClassVar[tuple[str, ...] | None] = ("manifest_sha256",)
+    content: ClassVar[tuple[str, ...] | None] = ("files_sha256",)
     schema: ClassVar[pa.Schema] = pa.schema(
         [
             ("step", pa.int64()),
             ("manifest", pa.string()),
             ("manifest_sha256", pa.string()),
+            ("files_sha256", pa.string()),
             ("codebook_size", pa.int32()),
             ("psnr", pa.float64()),
             ("perplexity", pa.float64()),
@@ -100,6 +101,7 @@ class Tokenizer(JobStage):
             "step": last.step,
             "manifest": last.manifest,
             "manifest_sha256": last.manifest_sha256,
+            "files_sha256": last.files_sha256,
             "codebook_size": self.codebook_size,
             "psnr": facts["psnr"],
             "perplexity": facts["perplexity"],

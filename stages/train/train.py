@@ -56,7 +56,7 @@ class Model(JobStage):
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "vocabulary")),
     )
-    content: ClassVar[tuple[str, ...] | None] = ("manifest_sha256",)
+    content: ClassVar[tuple[str, ...] | None] = ("files_sha256",)
     schema: ClassVar[pa.Schema] = pa.schema(
         [
             ("step", pa.int64()),
@@ -64,6 +64,7 @@ class Model(JobStage):
             ("loss", pa.float64()),
             ("manifest", pa.string()),
             ("manifest_sha256", pa.string()),
+            ("files_sha256", pa.string()),
             ("packs", pa.int64()),
         ]
     )
@@ -117,6 +118,7 @@ class Model(JobStage):
                 "loss": checkpoint.facts["loss"],
                 "manifest": checkpoint.manifest,
                 "manifest_sha256": checkpoint.manifest_sha256,
+                "files_sha256": checkpoint.files_sha256,
                 "packs": checkpoint.facts["packs"],
                 "parents": [],
                 "label": f"model step {checkpoint.step}",

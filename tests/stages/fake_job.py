@@ -43,7 +43,8 @@ class FakeCheckpoints:
             text = path.read_text()
             data = json.loads(text)
             digest = hashlib.sha256(text.encode()).hexdigest()
-            found.append(Checkpoint(data["step"], path.name, digest, data["facts"]))
+            named = hashlib.sha256(json.dumps(data["files"]).encode()).hexdigest()
+            found.append(Checkpoint(data["step"], path.name, digest, named, data["facts"]))
         return found
 
     def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:

@@ -80,7 +80,7 @@ def test_text_is_read_only_where_shapes_are_not_all() -> None:
         return "HELLO"
 
     plain = np.full((160, 160, 3), 250, np.uint8)
-    plain[40:80, 40:80] = (220, 20, 20)
+    plain[40:70, 40:70] = (220, 20, 20)
     assert pixels.caption([plain], text) == "a small red square on a white background" and not asked
     for column in range(20, 140, 6):
         plain[120:130, column : column + 3] = 0
@@ -102,7 +102,9 @@ def a_still(path: Path) -> dict[str, Any]:
 def test_words_that_are_there_are_in_the_caption(
     shared: Path, video_row: Callable[[Path], dict[str, Any]], tmp_path: Path
 ) -> None:
-    infographic, page = (captioned(a_still(shared / "images" / f"{n}.png")) for n in ("text_english_infographic", "page"))
+    infographic, page = (
+        captioned(a_still(shared / "images" / f"{n}.png")) for n in ("text_english_infographic", "page")
+    )
     assert 'with the text "Reduce your risk of coronavirus infection' in infographic
     assert 'with the text "Region-based segmentation' in page and page.isascii()
     clips = Clips().process([video_row(shared / "videos" / "counter.mp4")], None)[0]
@@ -113,7 +115,9 @@ def test_words_that_are_there_are_in_the_caption(
     assert captioned(a_still(tmp_path / "print.png")) == """a plain white picture, with the text "see 'fine print'\""""
 
 
-@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg", "coco_785.jpg"])
+@pytest.mark.parametrize(
+    "name", ["astronaut.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg", "coco_785.jpg"]
+)
 def test_no_text_where_there_is_none(shared: Path, name: str) -> None:
     said = captioned(a_still(shared / "images" / name))
     assert "scene, mostly" in said and "text" not in said

@@ -22,9 +22,7 @@ from tests.stages.fake_job import FakeJob, FakeReader, table_of
 from tests.stages.test_pack import tables
 
 SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
-STAGE = Model(
-    trunk=SHAPE, steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, dropout=0.0
-)
+STAGE = Model(trunk=SHAPE, steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, dropout=0.0)
 DIES_AT = 6
 
 
