@@ -156,11 +156,11 @@ def _blamed(bad: BadRow, attempts: int, trace: str = "") -> BadRow:
 class Pool:
     """Actors of one size, kept between stages, so that a small machine pays for their start once."""
 
-    def __init__(self, size: int, num_cpus: float = 1, num_gpus: float = 0) -> None:
+    def __init__(self, num_cpus: float = 1, num_gpus: float = 0) -> None:
         import ray
 
         self._ray: Any = ray
-        self.size = size
+        self.size = 1  # set by each stage that uses the pool: how many actors it may have
         self._make = lambda: ray.remote(Host).options(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0).remote()
         self.hosts: list[Any] = []
 
@@ -179,7 +179,7 @@ class Pool:
         shared = self._ray.put(worker)
         while len(self.hosts) < min(self.size, len(queue)):
             self.hosts.append(self._make())
-        idle = deque(self.hosts)
+        idle = deque(self.hosts[: self.size])
         while queue or running:
             while queue and idle:
                 task, host = queue.popleft(), idle.popleft()

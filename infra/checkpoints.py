@@ -1,10 +1,10 @@
 """Checkpoints of one materialisation: files first, the manifest last and put if absent.
 
-    checkpoints/<dataset>/<key>/step-000100.<nonce>/...   the files of one writer
-    checkpoints/<dataset>/<key>/step-000100.json          {step, folder, files: {name: {bytes, sha256}}, facts}
+    checkpoints/<dataset>/<key>.N/step-000100.<nonce>/...   the files of one writer
+    checkpoints/<dataset>/<key>.N/step-000100.json          {step, folder, files: {name: {bytes, sha256}}, facts}
 
-Whoever puts the manifest decides; the files of a writer that lost are garbage. Every file that is read back is
-checked against the manifest's SHA-256, since DeepSpeed's own files are pickles.
+Whoever puts the manifest decides; the files of a writer that lost are garbage. N counts forced reruns of a key.
+Every file that is read back is checked against the manifest's SHA-256.
 """
 
 from __future__ import annotations

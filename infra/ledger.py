@@ -6,6 +6,7 @@
                            plan.N        the shards
                            shard.N.i     fragments, counts and rest of one shard
                            rest.N        every unit that gave no row, with its reason
+                           metrics.N, picture.N.*   what a job reported, for MLflow
                            done.N        the published snapshot
                            told.N        MLflow knows
     ledger/runs/<run id>.json            which materialisations a run asked for

@@ -14,6 +14,7 @@ import pyarrow as pa
 from infra.bucket import Bucket
 from infra.types import TransientError, UserError
 
+RELIST = "run again, without --only or --from, so that it is listed anew"
 SCHEMA = pa.schema([("key", pa.binary(16)), ("path", pa.string()), ("size_bytes", pa.int64()), ("stamp", pa.string())])
 
 
@@ -62,7 +63,7 @@ class SourceFile:
         """A local path with checked bytes."""
         with self._fetch() as path:
             if self.digest is not None and self._sha256(path) != self.digest:
-                raise TransientError(f"{self.path} changed after it was listed: run the same command again")
+                raise TransientError(f"{self.path} changed after it was listed: {RELIST}")
             yield path
 
     def open(self) -> BinaryIO:
@@ -78,7 +79,7 @@ class SourceFile:
                 raise FileNotFoundError(self.path)
             return self.bucket.local(self.path)
         except FileNotFoundError as error:
-            raise TransientError(f"{self.path} vanished after it was listed: run the same command again") from error
+            raise TransientError(f"{self.path} vanished after it was listed: {RELIST}") from error
 
     @staticmethod
     def _sha256(path: Path) -> str:

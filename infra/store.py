@@ -100,6 +100,8 @@ class Staged:
 
     fragments: tuple[str, ...]
     """FragmentMetadata as JSON."""
+    files: Mapping[str, int]
+    """Every file written, blobs beside the data included (no fragment names those): path in the bucket to bytes."""
     rows: int
 
 
@@ -169,7 +171,7 @@ class Store:
     def stage(self, dataset: str, rows: Sequence[Mapping[str, Any]], own: pa.Schema) -> Staged:
         """Write rows as fragments that no version names yet."""
         if not rows:
-            return Staged((), 0)
+            return Staged((), {}, 0)
         return self.stage_table(dataset, to_table(rows, own), own)
 
     def stage_table(self, dataset: str, table: pa.Table, own: pa.Schema) -> Staged:
@@ -181,15 +183,16 @@ class Store:
             max_rows_per_file=MAX_ROWS_PER_FILE,
             storage_options=self.bucket.storage_options(),
         )
-        return Staged(tuple(json.dumps(f.to_json()) for f in fragments), table.num_rows)
+        files: dict[str, int] = {}
+        for file in (file for fragment in fragments for file in fragment.files):
+            data = f"datasets/{dataset}.lance/data/{file.path}"
+            files[data] = file.file_size_bytes or self.bucket.size(data) or 0
+            files |= {blob.path: blob.size_bytes for blob in self.bucket.entries(data.removesuffix(".lance"))}
+        return Staged(tuple(json.dumps(f.to_json()) for f in fragments), files, table.num_rows)
 
-    def intact(self, dataset: str, staged: Sequence[str]) -> bool:
-        """Whether every file of these fragments is there with the size that its writer noted."""
-        for fragment in staged:
-            for file in json.loads(fragment)["files"]:
-                if self.bucket.size(f"datasets/{dataset}.lance/data/{file['path']}") != file["file_size_bytes"]:
-                    return False
-        return True
+    def intact(self, files: Mapping[str, int]) -> bool:
+        """Whether every staged file is there with the size that its writer noted."""
+        return all(self.bucket.size(path) == size for path, size in files.items())
 
     def tagged(self, dataset: str) -> set[int]:
         """Versions that a tag pins."""

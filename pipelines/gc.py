@@ -8,7 +8,9 @@ A living claim stops the collection: its files are not yet named by anything.
 
 from __future__ import annotations
 
+import datetime
 import json
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from infra.ledger import Folder, Ledger, is_dead
 from infra.store import Store
 from infra.types import RunError
 
+QUIET_S = 900.0
 NOT_DATA = ("_refs/", "_versions/latest_version_hint.json")
 
 
@@ -56,8 +59,20 @@ def _folders(ledger: Ledger, dataset: str) -> list[Folder]:
 def _refuse_while_alive(folder: Folder) -> None:
     number = folder.last("claim")
     holder: dict[str, Any] | None = folder.get(f"claim.{number}") if number else None
-    if holder and not holder.get("released") and not is_dead(holder, folder, number, {}):
-        raise RunError(f"{folder.dataset} is being made by process {holder['pid']} on {holder['host']}: wait until it ends, then `plait gc`")  # fmt: skip  # noqa: E501
+    if holder and not holder.get("released") and _may_live(folder, number, holder):
+        raise RunError(
+            f"{folder.dataset} is being made by process {holder['pid']} on {holder['host']}:"
+            " wait until it ends, then `plait gc`"
+        )
+
+
+def _may_live(folder: Folder, number: int, holder: dict[str, Any]) -> bool:
+    """Here: by the process table. Elsewhere: unless its heartbeat is QUIET_S old by the clocks of both."""
+    if holder["host"] == socket.gethostname():
+        return not is_dead(holder, folder, number, {})
+    beat = folder.bucket.get(f"{folder.path}/beat.{number}")
+    last = datetime.datetime.fromisoformat(beat.decode() if beat else holder["at"])
+    return (datetime.datetime.now(datetime.UTC) - last).total_seconds() < QUIET_S
 
 
 def _of_dataset(root: Bucket, ledger: Ledger, store: Store, name: str) -> list[Garbage]:

@@ -79,6 +79,9 @@ class Graph:
                 raise UserError(f"{node.name} reads {', '.join(missing)}, which no earlier stage of {self.name} writes")
             if not isinstance(node.stage, RowStage | JobStage):
                 raise UserError(f"{node.name} is no stage: derive it from RowStage or JobStage")
+            held = {edge.held for edge in node.stage.inputs if edge.role == "rows"}
+            if len(held) > 1:
+                raise UserError(f"{node.name} holds some of its row edges and not others: hold all of them, or none")
             seen.add(node.name)
 
     def __iter__(self) -> Iterator[Node]:

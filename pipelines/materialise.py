@@ -122,8 +122,8 @@ def _run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
     computed = _run_shards(site, plan, folder, shard_plan)
     results = [_must(folder.get(f"shard.{shard_plan.number}.{i}")) for i in range(len(shard_plan.shards))]
     staged = [f for r in results for f in r["fragments"]]
-    if not site.store.intact(plan.name, staged):
-        _replan(site, folder, plan.name, shard_plan, results)
+    if not all(site.store.intact(r["files"]) for r in results):
+        _replan(site, folder, shard_plan, results)
         return _run_rows(site, plan, folder)
     crash_point("staged", plan.name)
     base = _base(site, plan, shard_plan)
@@ -149,13 +149,11 @@ def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
     return shards.read(folder, number)
 
 
-def _replan(
-    site: Site, folder: Folder, dataset: str, old: shards.ShardPlan, results: Sequence[Mapping[str, Any]]
-) -> None:
+def _replan(site: Site, folder: Folder, old: shards.ShardPlan, results: Sequence[Mapping[str, Any]]) -> None:
     """Files of finished shards have vanished: the same shards under the next number, keeping the intact ones."""
     number = old.number + 1
     for i, result in enumerate(results):
-        if site.store.intact(dataset, result["fragments"]):
+        if site.store.intact(result["files"]):
             folder.put(f"shard.{number}.{i}", result)
     folder.put_bytes(f"plan.{number}", folder.get_bytes(f"plan.{old.number}"))
 
@@ -176,6 +174,7 @@ def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.
     def on_shard(number: int, parts: list[dict[str, Any]]) -> None:
         starts: dict[str, Any] = {"fragments": [], "rest": [], "rows": 0, "units": 0}
         result: dict[str, Any] = {n: sum((p[n] for p in parts), start) for n, start in starts.items()}
+        result["files"] = {path: size for p in parts for path, size in p["files"].items()}
         folder.put(f"shard.{shard_plan.number}.{number}", result)
         crash_point("shard", plan.name)
         tally["units"] += result["units"]
@@ -296,8 +295,8 @@ def _run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     snapshot = site.store.snapshot(plan.name, version)
-    left = rest.from_rows(job.rejected)
-    units_in = sum(len(u.keys) for u in plan.units)
+    left = rest.join([rest.from_rows(job.rejected), *(rest.from_select(u.gated_out) for u in plan.units)])
+    units_in = sum(len(u.keys) + u.gated_out.num_rows for u in plan.units)
     done = _done(site, plan, folder, snapshot, number, left, units_in)
     done |= {"state": "empty" if empty else "done", "metrics": job.final}
     keep_for_telling(folder, number, job.metrics, job.pictures)

@@ -52,7 +52,8 @@ class Services:
         size = (placement.cpus, placement.gpus)
         if size not in self.pools:
             self.ray()
-            self.pools[size] = Pool(placement.workers, *size)
+            self.pools[size] = Pool(*size)
+        self.pools[size].size = placement.workers
         return self.pools[size]
 
     def release_pools(self) -> None:

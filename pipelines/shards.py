@@ -64,7 +64,6 @@ def make(plan: StagePlan, number: int, head: int, shard_rows: int) -> bytes:
         for name in ("path", "size_bytes", "stamp"):
             table = table.append_column(name, plan.listing[name].combine_chunks().take(pa.array(positions[compute])))
     header = {
-        "number": number,
         "inputs": {name: s.to_json() for name, s in plan.snapshots.items()},
         "base": plan.base.done["key"] if plan.base else None,
         "base_version": plan.base.snapshot.version if plan.base else 0,

@@ -56,13 +56,6 @@ def first_parents(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pc.list_element(array, 0) if len(array) else pa.array([], KEY_TYPE)
 
 
-def edge_digest(store: Store, edge: Edge, snapshot: Snapshot, select: Select | None, scores: Snapshot | None) -> str:
-    """What an edge gives to the key; needs no scan where nothing is left out."""
-    if select is None and edge.where is None and edge.unit == "key":
-        return snapshot.digest
-    return edge_units(store, edge, snapshot, select, scores).digest
-
-
 def edge_units(store: Store, edge: Edge, snapshot: Snapshot, select: Select | None, scores: Snapshot | None) -> Units:
     """The units of an edge: rows inside `where`, one per distinct unit, that pass the select."""
     columns = {"unit": edge.unit, "inside": f"coalesce(({edge.where}), false)" if edge.where else "true"}

@@ -125,7 +125,13 @@ class ShardWorker:
             else:
                 left.append(_left(row, outcome))
         staged = self.store.stage(self.stage.writes, made, self.stage.schema)
-        return {"fragments": list(staged.fragments), "rows": staged.rows, "units": len(rows), "rest": left}
+        return {
+            "fragments": list(staged.fragments),
+            "files": dict(staged.files),
+            "rows": staged.rows,
+            "units": len(rows),
+            "rest": left,
+        }
 
 
 def _left(row: Row, outcome: Outcome) -> dict[str, Any]:

@@ -7,7 +7,7 @@ object; all else goes to standard error.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -16,11 +16,13 @@ from pipelines.cli import look, work
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="From raw video, images and text to a trained any-to-any model, with every row accounted for.",
 )
+
+# typer keeps its click to itself: the base of its own error for bad parameters is the one for all bad usage
+USAGE_ERROR = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="name=value: source=DIR, clips.threshold=30, select.flow=...")
@@ -133,7 +135,9 @@ def sync(overrides: Overrides = None, json: Json = False) -> None:
 def main() -> None:
     """Entry point of the `plait` command."""
     try:
-        app(standalone_mode=True)
+        raise SystemExit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except USAGE_ERROR as error:
+        _fail(UserError(f"{error.format_message().rstrip('.')}: see `plait --help`"), 2)
     except UserError as error:
         _fail(error, 2)
     except PlaitError as error:

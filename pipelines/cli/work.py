@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from infra.types import UserError
+from infra.types import PlaitError, UserError
 from pipelines.cli import show
 from pipelines.plan import Ask
 
@@ -79,7 +79,10 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
         planner = _planner(made, asked, source)
         services = _services(made, source, progress)
         runner = Runner(planner, services, asked, {"command": sys.argv[1:]})
-        result = runner.run()
+        try:
+            result = runner.run()
+        except PlaitError as error:
+            _failed(runner.result, error, as_json)
     finally:
         progress.stop()
         _stop_ray()
@@ -89,6 +92,16 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     _last_words(console, made, document)
     if as_json:
         show.emit(document)
+
+
+def _failed(result: Any, error: PlaitError, as_json: bool) -> NoReturn:
+    """What was reached, then the sentence; the JSON object is the same as that of a good run."""
+    console = show.out(as_json)
+    console.print(show.funnel(result.stages))
+    show.emit_error(str(error), False)
+    if as_json:
+        show.emit(result.to_json())
+    raise SystemExit(2 if isinstance(error, UserError) else 1)
 
 
 def _sample(made: Any, progress: Any) -> None:
@@ -187,5 +200,6 @@ def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:
 
 def _root_hint(made: Any) -> str:
     if made.config.storage.root:
-        return f" storage=s3 storage.root={made.config.storage.root}"
+        at = f" storage.endpoint={made.config.storage.endpoint}" if made.config.storage.endpoint else ""
+        return f" storage=s3 storage.root={made.config.storage.root}{at}"
     return "" if made.config.root == "plait-data" else f" root={made.config.root}"

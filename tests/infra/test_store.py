@@ -1,6 +1,7 @@
 """Lance as the engine uses it: canaries for each behaviour that the commit protocol stands on."""
 
 import os
+import shutil
 
 import lance
 import pyarrow as pa
@@ -84,11 +85,16 @@ def test_a_stale_update_is_refused_by_lance(store):
 
 
 def test_a_vanished_or_cut_file_is_noticed_before_the_commit(store):
-    staged = store.stage("d", rows(0, 5), OWN).fragments
-    assert store.intact("d", staged)
-    data = next((store.bucket.folder / "datasets" / "d.lance" / "data").glob("*.lance"))
-    os.truncate(data, 10)
-    assert not store.intact("d", staged)
+    big = [row | {"media": b"x" * 5_000_000} for row in rows(0, 2)]
+    for kind in ("*.lance", "*/*.blob"):
+        staged = store.stage("d", big, OWN)
+        assert len(staged.files) == 3 and store.intact(staged.files)
+        data = next(
+            p for p in (store.bucket.folder / "datasets" / "d.lance" / "data").glob(kind) if p.stat().st_size > 10
+        )
+        os.truncate(data, 10)
+        assert not store.intact(staged.files)
+        shutil.rmtree(store.bucket.folder / "datasets")
 
 
 def test_a_key_that_stands_twice_is_refused(store):

@@ -110,9 +110,11 @@ def test_words_that_are_there_are_in_the_caption(
     clips = Clips().process([video_row(shared / "videos" / "counter.mp4")], None)[0]
     assert all('with the text "Frame = ' in captioned(clip) for clip in clips)
     image = Image.new("RGB", (480, 320), "white")
-    ImageDraw.Draw(image).text((60, 150), 'see "fine print"', fill="black", font=ImageFont.load_default(22))
-    image.save(tmp_path / "print.png")
-    assert captioned(a_still(tmp_path / "print.png")) == """a plain white picture, with the text "see 'fine print'\""""
+    for size in (14, 16, 18, 22):
+        shown = image.copy()
+        ImageDraw.Draw(shown).text((60, 150), 'see "fine print"', fill="black", font=ImageFont.load_default(size))
+        shown.save(tmp_path / "print.png")
+        assert """, with the text "see 'fine print""" in captioned(a_still(tmp_path / "print.png"))
 
 
 @pytest.mark.parametrize(
