@@ -10,6 +10,7 @@
                            done.N        the published snapshot
                            told.N        MLflow knows
     ledger/runs/<run id>.json            which materialisations a run asked for
+    ledger/denied/<sha256>.json          raw content that was taken down
 
 This is the whole durable state: losing Ray, the driver, MLflow or the machine loses time, never truth.
 """
@@ -30,6 +31,7 @@ from infra.bucket import Bucket
 from infra.types import Snapshot, now_utc
 
 ROOT = "ledger"
+FORGOTTEN = "forgotten"
 BEAT_S = 5.0
 STALE_S = 45.0
 
@@ -85,7 +87,15 @@ class Folder:
     def done(self) -> dict[str, Any] | None:
         """The published truth of this key, or None."""
         number = self.last("done")
-        return self.get(f"done.{number}") if number else None
+        document = self.get(f"done.{number}") if number else None
+        return document if document and document["state"] != FORGOTTEN else None
+
+
+    def unfinished_plan(self) -> int:
+        """The number of the plan that no `done` has followed, or 0."""
+        number, last = self.last("plan"), self.last("done")
+        document = self.get(f"done.{last}") if last else None
+        return number if number > (document["plan"] if document else 0) else 0
 
 
 class Ledger:
@@ -107,18 +117,27 @@ class Ledger:
             if leaf.startswith("done."):
                 newest[key] = max(newest.get(key, 0), int(leaf.split(".")[1]))
         documents = [self.folder(dataset, key).get(f"done.{n}") for key, n in newest.items()]
-        return sorted((d for d in documents if d), key=lambda d: d["at"])
+        return sorted((d for d in documents if d and d["state"] != FORGOTTEN), key=lambda d: d["at"])
 
     def history(self, dataset: str, key: str) -> list[dict[str, Any]]:
-        """Every `done` of one key, oldest first."""
+        """Every `done` of one key, oldest first; none where the last one says that it was forgotten."""
         folder = self.folder(dataset, key)
         numbers = sorted(int(n.split(".")[1]) for n in folder.names() if n.startswith("done."))
-        return [d for n in numbers if (d := folder.get(f"done.{n}"))]
+        documents = [d for n in numbers if (d := folder.get(f"done.{n}"))]
+        return [] if documents and documents[-1]["state"] == FORGOTTEN else documents
+
+    def deny(self, digest: str, document: Mapping[str, Any]) -> None:
+        """Take raw content down, for good."""
+        self.bucket.put_if_absent(f"{ROOT}/denied/{digest}.json", dumps(document))
+
+    def denied(self) -> list[str]:
+        """SHA-256 of all raw content that was taken down."""
+        return sorted(n.rsplit("/", 1)[1].removesuffix(".json") for n in self.bucket.names(f"{ROOT}/denied"))
 
     def datasets(self) -> list[str]:
         """Every dataset that has a folder here."""
         found = {n.split("/")[1] for n in self.bucket.names(ROOT) if n.count("/") >= 3}
-        return sorted(found - {"runs"})
+        return sorted(found - {"runs", "denied"})
 
     def record_run(self, run_id: str, document: Mapping[str, Any]) -> None:
         """Put the record of a run: the materialisations that it asked for."""

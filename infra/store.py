@@ -288,6 +288,34 @@ class Store:
         if name not in dataset.tags.list():
             dataset.tags.create(name, snapshot.version)
 
+    def untag(self, snapshot: Snapshot, prefix: str) -> None:
+        """Take this version's pins of that name away."""
+        dataset = self._dataset(snapshot.name)
+        for name, tag in dataset.tags.list().items():
+            if name.startswith(prefix) and tag["version"] == snapshot.version:
+                dataset.tags.delete(name)
+
+    def rewrite_deleted(self, base: Snapshot, stamp: str) -> int | None:
+        """Publish the same rows with every half-deleted fragment written anew; None where there is none."""
+        dataset = self.open(base)
+        holed = [f for f in dataset.get_fragments() if f.metadata.deletion_file is not None]
+        if not holed:
+            return None
+        ids = np.asarray(dataset.scanner(columns=["key"], with_row_address=True).to_table()["_rowaddr"]) >> 32
+        at = np.flatnonzero(np.isin(ids, [f.fragment_id for f in holed]))
+        plain = pa.schema([f for f in dataset.schema if f.name not in (KEY.name, PARENTS.name, LABEL.name)])
+        own = pa.schema([_as_declared(f) for f in plain])
+        rows = self.take(base, at.tolist(), dataset.schema.names).to_pylist()
+        staged = self.stage(base.name, rows, own).fragments
+        return self.publish_incremental(base, self.addresses(base, at), staged, stamp)
+
+
+def _as_declared(field: pa.Field) -> pa.Field:
+    """A column of a dataset as its stage declared it."""
+    if isinstance(field.type, pa.ExtensionType):
+        return pa.field(field.name, pa.large_binary(), metadata={b"plait.blob": b"v2"})
+    return field
+
 
 class SnapshotReader:
     """Random access to chosen rows of a snapshot; picklable: each process opens the dataset itself."""

@@ -145,6 +145,14 @@ class Tracker:
                 told = self._told(report) or self._tell(report)
         return told
 
+    def taint(self, manifests: Sequence[str], why: str) -> None:
+        """Tag the logged models of these checkpoints."""
+        if not self.trouble:
+            with self._guard():
+                for model in self.client.search_logged_models([self.experiment], max_results=1000):
+                    if model.tags.get("plait.manifest") in manifests:
+                        self.client.set_logged_model_tags(model.model_id, {"plait.tainted": why})
+
     def _told(self, report: Report) -> dict[str, Any] | None:
         query = f"tags.`plait.materialisation` = '{_name(report.done)}' and attributes.status = 'FINISHED'"
         runs = self.client.search_runs([self.experiment], filter_string=query, max_results=1)

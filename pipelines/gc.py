@@ -79,8 +79,12 @@ def _of_dataset(root: Bucket, ledger: Ledger, store: Store, name: str) -> list[G
     kept_versions = {store.head(name), *store.tagged(name)}
     staged: set[str] = set()
     for folder in _folders(ledger, name):
+        versions: set[int] = set()
         for done in ledger.history(name, folder.key):
-            kept_versions.add(done["snapshot"]["version"])
+            if done["why"] == "compacted":  # the same rows without dropped bytes: what came before is to go
+                versions.clear()
+            versions.add(done["snapshot"]["version"])
+        kept_versions |= versions
         staged |= _staged_by_unfinished(folder)
     kept = {path for version, path in store.files(name) if version in kept_versions}
     kept |= {f"data/{path}" for path in staged}
@@ -98,9 +102,8 @@ def _of_dataset(root: Bucket, ledger: Ledger, store: Store, name: str) -> list[G
 
 def _staged_by_unfinished(folder: Folder) -> set[str]:
     """Data files of finished shards whose plan is not published yet: a resumed run needs them."""
-    done = folder.done()
-    number = folder.last("plan")
-    if number <= (done["plan"] if done else 0):
+    number = folder.unfinished_plan()
+    if not number:
         return set()
     shards = [folder.get(n) or {"fragments": []} for n in folder.names() if n.startswith(f"shard.{number}.")]
     return {file["path"] for s in shards for f in s["fragments"] for file in json.loads(f)["files"]}

@@ -56,8 +56,9 @@ class Target:
 class Lineage:
     """Walks one root."""
 
-    def __init__(self, standing: Standing) -> None:
+    def __init__(self, standing: Standing, sides: bool = True) -> None:
         self.standing = standing
+        self.sides = sides  # whether what a side input (a tokenizer) was made of counts as an ancestor
         self.store = standing.store
 
     # --- what a person points at ---------------------------------------------------------------------------
@@ -149,7 +150,8 @@ class Lineage:
         parents = parents.unique() if len(parents) else pa.array([], KEY_TYPE)
         for given in done["inputs"].values():
             before = self.standing.of_input(given)
-            if before is None or (given["role"] == "select" and single and not is_checkpoint):
+            passed_by = given["role"] == "select" and single and not is_checkpoint
+            if before is None or passed_by or (given["role"] == "side" and not self.sides):
                 continue
             whole = is_checkpoint or given["role"] != "rows"
             wanted = None if whole else self._matching(before, parents, given["unit"])

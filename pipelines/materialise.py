@@ -139,10 +139,9 @@ def _run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
 
 def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
     """The unfinished plan of this key, or a new one."""
-    done = folder.done()
-    number = folder.last("plan")
-    if number <= (done["plan"] if done else 0):
-        number += 1
+    number = folder.unfinished_plan()
+    if not number:
+        number = folder.last("plan") + 1
         head = site.store.head(plan.name)
         data = shards.make(plan, number, head, plan.node.placement.shard_rows)
         folder.put_bytes(f"plan.{number}", data)

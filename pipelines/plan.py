@@ -30,6 +30,7 @@ from stages.base import Edge, RowStage
 pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
 LISTING = "listing"
+MAX_BASES = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Ask:
     limit: int | None = None
     refresh: tuple[str, ...] = ()
     retry_quarantined: bool = False
+    rows_only: bool = False
+    """Leave the job stages as they stand (for `plait forget`)."""
 
     def selected(self, graph: Graph) -> set[str]:
         """The stages that may run."""
@@ -53,6 +56,8 @@ class Ask:
             names &= graph.upstream_of(graph.node(self.to).name)
         for name in self.refresh:
             graph.node(name)
+        if self.rows_only:
+            names &= {node.name for node in graph if isinstance(node.stage, RowStage)}
         return names
 
 
@@ -107,6 +112,7 @@ class Planner:
         self.ask = ask
         self.selected = ask.selected(graph)
         self._dones = cache(self.ledger.dones)
+        self.denied = self.ledger.denied()
 
     def forget_cache(self) -> None:
         """After a stage was published, its `done` is to be seen."""
@@ -215,7 +221,9 @@ class Planner:
     def _edge(self, plan: StagePlan, edge: Edge) -> Units:
         select = plan.node.gate(edge)
         scores = plan.snapshots[select.dataset] if select else None
-        return edge_units(self.store, edge, plan.snapshots[edge.dataset], select, scores)
+        is_listing = not self.graph.node(edge.dataset).stage.inputs
+        denied = self.denied if is_listing else []
+        return edge_units(self.store, edge, plan.snapshots[edge.dataset], select, scores, denied)
 
     def _decide(self, plan: StagePlan) -> StagePlan:
         assert plan.key is not None
@@ -238,16 +246,21 @@ class Planner:
         return plan
 
     def _incremental(self, plan: StagePlan, own: dict[str, Any] | None) -> bool:
-        """Compare with the last `done` of the same recipe; False where nothing of it can be kept."""
+        """Compare with the last materialisations of the same recipe; False where nothing of them can be kept.
+
+        Of the last few, the one of which most can be kept is the base: settings that go back and forth find theirs.
+        """
         same = [own] if own else [d for d in self._dones(plan.name) if d["recipe"] == plan.recipe]
-        if not same or not same[-1]["snapshot"]["rows"]:
-            return False
-        plan.base = self.base(same[-1])
         wanted = pa.concat_arrays([u.keys for u in plan.units])
-        plan.difference = compare(wanted, plan.base, self.ask.retry_quarantined)
-        if not plan.difference.num_kept_units:
+        best: tuple[int, Base, Difference] | None = None
+        for done in reversed([d for d in same if d["snapshot"]["rows"]][-MAX_BASES:]):
+            base = self.base(done)
+            difference = compare(wanted, base, self.ask.retry_quarantined)
+            if difference.num_kept_units > (best[0] if best else 0):
+                best = (difference.num_kept_units, base, difference)
+        if best is None:
             return False
-        plan.state, plan.keep = "incremental", plan.difference.num_kept_units
+        plan.state, (plan.keep, plan.base, plan.difference) = "incremental", best
         plan.compute, plan.drop = len(plan.difference.compute), plan.difference.num_dropped_units
         return True
 

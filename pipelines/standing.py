@@ -46,7 +46,9 @@ class Standing:
     def of_input(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
         """The `done` behind an input as a `done` records it."""
         snapshot = given["snapshot"]
-        found = [d for d in self.all.get(snapshot["name"], []) if d["snapshot"]["version"] == snapshot["version"]]
+        known = self.all.get(snapshot["name"], [])
+        found = [d for d in known if d["snapshot"]["version"] == snapshot["version"]]
+        found = found or [d for d in known if d["snapshot"]["digest"] == snapshot["digest"]]  # rewritten since
         return found[-1] if found else None
 
     def order(self) -> list[str]:

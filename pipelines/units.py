@@ -6,6 +6,7 @@ All set operations are Arrow's hash kernels: 10^7 against 10^7 keys takes second
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ pc: Any = pyarrow.compute  # its functions are made at import: no type checker s
 
 KEY_TYPE = pa.binary(16)
 NO_SCORE = "no score"
+TAKEN_DOWN = "taken down by plait forget"
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,23 @@ def first_parents(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pc.list_element(array, 0) if len(array) else pa.array([], KEY_TYPE)
 
 
-def edge_units(store: Store, edge: Edge, snapshot: Snapshot, select: Select | None, scores: Snapshot | None) -> Units:
-    """The units of an edge: rows inside `where`, one per distinct unit, that pass the select."""
+def edge_units(
+    store: Store,
+    edge: Edge,
+    snapshot: Snapshot,
+    select: Select | None,
+    scores: Snapshot | None,
+    denied: Sequence[str] = (),
+) -> Units:
+    """The units of an edge: rows inside `where`, one per distinct unit, that pass the select.
+
+    `denied` holds the SHA-256 of raw content that was taken down, for edges on the listing.
+    """
     columns = {"unit": edge.unit, "inside": f"coalesce(({edge.where}), false)" if edge.where else "true"}
-    if select:
+    if select or denied:
         columns["label"] = "label"
+    if denied:
+        columns["digest"] = "digest"
     table = store.scan(snapshot, columns)
     keys = flat(table["unit"])
     inside = np.flatnonzero(np.asarray(flat(table["inside"])))
@@ -75,6 +89,12 @@ def edge_units(store: Store, edge: Edge, snapshot: Snapshot, select: Select | No
         gated_out = pa.table({"unit": keys.filter(fails), "label": labels, "reason": reasons.filter(fails)})
         passes = np.flatnonzero(np.asarray(pc.invert(fails)))
         keys, inside = keys.take(pa.array(passes)), inside[passes]
+    if denied:
+        fails = pc.is_in(flat(table["digest"]).take(pa.array(inside)), value_set=pa.array(denied))
+        labels = flat(table["label"]).take(pa.array(inside)).filter(fails)
+        gated_out = _gated_out(keys.filter(fails), labels.to_pylist(), [TAKEN_DOWN] * len(labels))
+        stays = np.flatnonzero(np.asarray(pc.invert(fails)))
+        keys, inside = keys.take(pa.array(stays)), inside[stays]
     digest = snapshot.digest if edge.unit == "key" and len(keys) == snapshot.rows else digest_of(keys)
     return Units(edge.dataset, keys, inside.astype(np.int64), digest, gated_out)
 

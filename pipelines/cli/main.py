@@ -114,6 +114,18 @@ def quarantine(
 
 
 @app.command()
+def forget(
+    target: Annotated[str, typer.Argument(help="A raw file, or the key of a row that came from it.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it reached.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Also remove the bytes from older versions.")] = False,
+    json: Json = False,
+) -> None:
+    """Honour a takedown: drop all rows derived from raw content, for good, and name what it tainted."""
+    work.forget(target, overrides or [], dry_run, purge, json)
+
+
+@app.command()
 def gc(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,

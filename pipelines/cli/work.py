@@ -164,6 +164,60 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
         show.emit({"told": told, "untold": untold})
 
 
+def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as_json: bool) -> None:
+    """Deny, drop, report, and with `purge` remove the bytes."""
+    from pipelines import forget as takedowns
+    from pipelines.cli.compose import setup, source_of
+    from pipelines.run import Runner
+    from pipelines.standing import Standing
+    from stages.base import RowStage
+
+    made = setup(overrides)
+    standing = Standing(made.root)
+    found = takedowns.find(standing, target)
+    report: dict[str, Any] = {**found.to_json(), "done": not dry_run, "purged_bytes": 0, "old_versions": []}
+    if not dry_run:
+        takedowns.deny(standing, found)
+        asked = Ask(rows_only=True)
+        source = source_of(made)
+        progress = show.ConsoleProgress()
+        try:
+            services = _services(made, source, progress)
+            Runner(_planner(made, asked, source), services, asked, {"command": sys.argv[1:]}).run()
+        finally:
+            progress.stop()
+            _stop_ray()
+        _taint(made, standing, found)
+        standing = Standing(made.root)
+        report["old_versions"] = takedowns.old_versions(standing, found)
+        if purge:
+            rows = [node.name for node in made.graph if isinstance(node.stage, RowStage)]
+            report["purged_bytes"] = takedowns.purge(standing, found, rows)
+    _show_takedown(show.out(as_json), report)
+    if as_json:
+        show.emit(report)
+
+
+def _taint(made: Any, standing: Any, found: Any) -> None:
+    """Tag the logged models of tainted checkpoints, where MLflow knows them."""
+    told = [standing.told(done) for dones in standing.all.values() for done in dones]
+    tracker = _tracker(made) if any(t and t.get("models") for t in told) else None
+    if tracker:
+        tracker.taint(found.checkpoints, f"was trained on {', '.join(found.labels)}, which was taken down")
+
+
+def _show_takedown(console: Any, report: dict[str, Any]) -> None:
+    for name, count in report["derived"].items():
+        console.print(f"{name:<12}{count:>6} derived rows {'dropped' if report['done'] else 'would go'}", markup=False)
+    for manifest in report["tainted"]["checkpoints"]:
+        console.print(f"tainted     {manifest}", markup=False, soft_wrap=True)
+    if report["tainted"]["packs"]:
+        console.print(f"tainted     {len(report['tainted']['packs'])} packs: `plait run` makes new ones", markup=False)
+    if report["old_versions"]:
+        kept = "were removed" if report["purged_bytes"] else "still hold the bytes: --purge removes those of row stages"
+        console.print(f"{len(report['old_versions'])} older versions {kept}.", markup=False)
+
+
 def tracking_places(made: Any) -> tuple[str, str | None]:
     """Tracking URI and, for the database beside the data, where its artifacts go."""
     uri = made.config.tracking.uri
