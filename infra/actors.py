@@ -10,6 +10,7 @@ Data never passes through here: a task is a description of rows, a result is wha
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +21,10 @@ from typing import Any, Protocol
 
 from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
 
+CLOSE_S = 5.0
 DEATHS_BEFORE_HALVING = 2
 RAISES_BEFORE_BLAME = 2
+WORLD_ERRNOS = {errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EDQUOT}
 
 
 class Worker(Protocol):
@@ -32,6 +35,10 @@ class Worker(Protocol):
 
     def setup(self) -> None:
         """Once per actor."""
+        ...
+
+    def close(self) -> None:
+        """When the actor turns to other work, or ends."""
         ...
 
     def load(self, units: Any) -> list[Row]:
@@ -82,10 +89,17 @@ class Host:
         self.worker: Worker | None = None
         self.lane = ThreadPoolExecutor(1)
 
+    def close(self) -> None:
+        """Let the worker clean up after itself."""
+        if self.worker is not None:
+            self.worker.close()
+            self.worker, self.token = None, None
+
     def run(self, token: str, worker: Worker, task: Task) -> dict[str, Any]:
         """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}."""
         try:
             if self.token != token:
+                self.close()
                 worker.setup()
                 self.worker, self.token = worker, token
             assert self.worker is not None
@@ -115,11 +129,8 @@ def _attempt(worker: Worker, batch: Sequence[Row]) -> list[Outcome]:
         return _checked(worker.process(batch), batch)
     except (TransientError, RunError):
         raise
-    except MemoryError as error:
-        raise TransientError(
-            "a worker ran out of memory: lower cluster.workers or the batch, then run again"
-        ) from error
     except Exception as error:  # noqa: BLE001 - the one retry point: whatever a stage raises is a row's outcome
+        _spare_the_row(error)
         if len(batch) == 1:
             return [_again(worker, batch[0], error)]
     return [outcome for row in batch for outcome in _attempt(worker, [row])]
@@ -133,8 +144,20 @@ def _again(worker: Worker, row: Row, first: Exception) -> Outcome:
     except (TransientError, RunError):
         raise
     except Exception as error:  # noqa: BLE001 - see _attempt
+        _spare_the_row(error)
         bad = error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")
         return _blamed(bad, RAISES_BEFORE_BLAME, "".join(traceback.format_exception(error, chain=False)))
+
+
+def _spare_the_row(error: Exception) -> None:
+    """Raise TransientError where the world is at fault: a lost connection, a timeout, no memory, no disk."""
+    if isinstance(error, MemoryError):
+        raise TransientError("a worker ran out of memory: lower cluster.workers, then run again") from error
+    # decoders raise subclasses of these for damaged files: only the plain ones speak of the world
+    is_plain = type(error).__module__ == "builtins"
+    lost = isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in WORLD_ERRNOS
+    if is_plain and lost:
+        raise TransientError(f"{type(error).__name__}: {error}") from error
 
 
 def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]:
@@ -232,6 +255,9 @@ class Pool:
 
     def close(self) -> None:
         """Give the actors' CPUs and GPUs back."""
+        if self.hosts:
+            closing = [host.close.remote() for host in self.hosts]
+            self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
         for host in self.hosts:
             self._ray.kill(host)
         self.hosts = []

@@ -13,10 +13,11 @@ Credentials come from the environment only and are in no attribute of these clas
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +92,16 @@ def _checked(name: str) -> str:
     return name
 
 
+def _unreadable(error: OSError) -> None:
+    """A folder that is not there holds nothing; one that may not be read would lose rows in silence."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): give read rights, or move it") from error
+
+
+def _readable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 class LocalBucket(Bucket):
     """A folder of the local (or a shared POSIX) file system."""
 
@@ -141,7 +152,7 @@ class LocalBucket(Bucket):
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """See Bucket; hidden files and temporary files are not objects."""
         start = self.folder / _checked(prefix) if prefix else self.folder
-        for folder, folders, files in os.walk(start):
+        for folder, folders, files in os.walk(start, onerror=_unreadable):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             for file in sorted(files):
                 path = Path(folder, file)
@@ -149,27 +160,36 @@ class LocalBucket(Bucket):
                     continue
                 stat = path.stat()
                 stamp = f"{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-                yield Entry(path.relative_to(self.folder).as_posix(), stat.st_size, stamp)
+                yield Entry(_readable(path.relative_to(self.folder).as_posix()), stat.st_size, stamp)
 
     def size(self, name: str) -> int | None:
         """See Bucket."""
-        path = self.folder / _checked(name)
+        path = self._path(name)
         return path.stat().st_size if path.is_file() else None
 
     def local(self, name: str) -> AbstractContextManager[Path]:
         """See Bucket; the file itself: do not write to it."""
-        return nullcontext(self.folder / _checked(name))
+        return nullcontext(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        """The file of a name; a name that is not UTF-8 on disk is listed with \\xNN in place of the odd bytes."""
+        path = self.folder / _checked(name)
+        if "\\x" in name and not path.exists():
+            odd = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes.fromhex(m.group(1).decode()), name.encode())
+            return self.folder / os.fsdecode(odd)
+        return path
 
     def _write_temp(self, target: Path, data: bytes) -> Path:
-        target.parent.mkdir(parents=True, exist_ok=True)
         temp = target.with_name(f".tmp-{os.urandom(6).hex()}")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with temp.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            temp.unlink(missing_ok=True)
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
             raise RunError(f"{target} cannot be written ({error.strerror}): make room or rights, then run the same command again") from error  # fmt: skip  # noqa: E501
         return temp
 

@@ -90,7 +90,6 @@ class Folder:
         document = self.get(f"done.{number}") if number else None
         return document if document and document["state"] != FORGOTTEN else None
 
-
     def unfinished_plan(self) -> int:
         """The number of the plan that no `done` has followed, or 0."""
         number, last = self.last("plan"), self.last("done")
@@ -118,6 +117,12 @@ class Ledger:
                 newest[key] = max(newest.get(key, 0), int(leaf.split(".")[1]))
         documents = [self.folder(dataset, key).get(f"done.{n}") for key, n in newest.items()]
         return sorted((d for d in documents if d and d["state"] != FORGOTTEN), key=lambda d: d["at"])
+
+    def every(self, dataset: str) -> list[dict[str, Any]]:
+        """Every `done` that was ever put for a dataset and not forgotten, oldest first: forced reruns included."""
+        prefix = f"{ROOT}/{dataset}"
+        keys = {name[len(prefix) + 1 :].partition("/")[0] for name in self.bucket.names(prefix)}
+        return sorted((d for key in keys for d in self.history(dataset, key)), key=lambda d: d["at"])
 
     def history(self, dataset: str, key: str) -> list[dict[str, Any]]:
         """Every `done` of one key, oldest first; none where the last one says that it was forgotten."""

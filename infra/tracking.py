@@ -1,4 +1,4 @@
-"""MLflow, and the only file that imports it: a projection of the ledger for people and for its own API.
+"""MLflow: a projection of the ledger for people and for its own API.
 
 One parent run per pipeline run, one child per materialised stage. Datasets in and out carry a source whose JSON
 names uri, version and digest (context "input" or "output": MLflow has no output datasets of its own), checkpoints
@@ -23,7 +23,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 from mlflow import MlflowClient
-from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -35,45 +34,13 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
+from infra.mlflow_source import LanceSource
+
 for _noisy in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 MAX_PARAM_CHARS = 6000
 BATCH = 900
-
-
-class LanceSource(DatasetSource):
-    """Where a snapshot lies: registered with MLflow by the entry point `mlflow.dataset_source` of this package."""
-
-    def __init__(self, uri: str, version: int, digest: str) -> None:
-        self.uri, self.version, self.digest = uri, version, digest
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "plait_lance"
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> LanceSource:
-        raise NotImplementedError("a plait snapshot is not guessed from a path")
-
-    def load(self, **kwargs: Any) -> Any:
-        """The dataset at this version, as a lance.LanceDataset."""
-        import lance
-
-        return lance.dataset(self.uri, version=self.version, **kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The source JSON."""
-        return {"uri": self.uri, "version": self.version, "digest": self.digest}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[Any, Any]) -> LanceSource:
-        """Back from the source JSON."""
-        return cls(source_dict["uri"], source_dict["version"], source_dict["digest"])
 
 
 @dataclass(frozen=True)

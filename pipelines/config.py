@@ -45,6 +45,10 @@ class Cluster:
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Placement by stage, over these defaults."""
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"cluster.workers={self.workers} is not allowed: give 1 or more, or null for one per CPU")
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -64,6 +68,10 @@ class Sample:
     num_videos: int = 24
     num_stills: int = 1500
     num_texts: int = 60
+
+    def __post_init__(self) -> None:
+        if min(self.num_videos, self.num_stills, self.num_texts) < 0:
+            raise UserError("the sample's counts are below 0: give 0 or more of each")
 
 
 @dataclass(frozen=True)

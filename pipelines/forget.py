@@ -97,7 +97,7 @@ def old_versions(standing: Standing, takedown: Takedown) -> list[dict[str, Any]]
     for name, keys in takedown.derived.items():
         wanted = pa.array(sorted(keys), pa.binary(16))
         for done in standing.all[name]:
-            if done["snapshot"]["version"] == standing.dones[name]["snapshot"]["version"]:
+            if done["key"] == standing.dones[name]["key"]:
                 continue
             here = standing.store.scan(snapshot_of(done), ["key"])["key"]
             if pc.any(pc.is_in(here, value_set=wanted)).as_py():

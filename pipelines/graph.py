@@ -28,6 +28,13 @@ class Placement:
     error_budget: float = 0.5
     """Share of units that may be quarantined (beyond the first 20) before the run stops."""
 
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch_rows", "shard_rows", "deadline_s"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"a placement's {name} is {getattr(self, name)}: give a number above 0")
+        if self.cpus < 0 or self.gpus < 0 or not 0 <= self.error_budget <= 1:
+            raise UserError("a placement's cpus and gpus are 0 or more, its error_budget is between 0 and 1")
+
 
 @dataclass(frozen=True)
 class Select:

@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infra.types import Row
+from infra.types import Row, UserError
 from stages.base import Stage
 
 
@@ -27,6 +28,8 @@ def canonical(value: Any) -> Any:
         return [canonical(v) for v in value]
     if isinstance(value, bytes):
         return {"hex": value.hex()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"a setting is {value}: give a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a {type(value).__name__} cannot be part of a key: use numbers, text, lists, dataclasses")

@@ -85,7 +85,8 @@ class Lineage:
                     continue
                 table = self.store.scan(snapshot_of(done), ["key", "manifest"])
                 for key, manifest in zip(table["key"].to_pylist(), table["manifest"].to_pylist(), strict=True):
-                    if target.rstrip("/").endswith((manifest, manifest.removesuffix(".json"))):
+                    bare = manifest.removesuffix(".json")
+                    if target.rstrip("/").endswith((manifest, bare)) or bare.endswith(f"/{target}"):
                         return Target(done, pa.array([key], KEY_TYPE), manifest)
         return None
 
@@ -296,6 +297,8 @@ class Lineage:
         stage = f"stage:{done['dataset']}/{done['key'][:8]}"
         version = done["inputs"][dataset]["snapshot"]["version"]
         starts = [f"row:{k.hex()}" for k in rows["key"].to_pylist()] if shown else [f"snapshot:{dataset}@{version}"]
+        if shown and "manifest" in rows.column_names:
+            starts = [f"checkpoint:{m}" for m in rows["manifest"].to_pylist()]
         for start in starts:
             if start in picture.nodes:
                 picture.edge(start, stage)

@@ -6,6 +6,7 @@ name: shards by `shard.N.i`, our own commit by its stamp, a published truth by `
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import time
@@ -138,13 +139,16 @@ def _run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
 
 
 def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
-    """The unfinished plan of this key, or a new one."""
+    """The unfinished plan of this key, if it was made for the same reason by the same code; else a new one."""
+    intent = {"why": _why(plan), "code": plan.notes["code"]}
     number = folder.unfinished_plan()
-    if not number:
-        number = folder.last("plan") + 1
-        head = site.store.head(plan.name)
-        data = shards.make(plan, number, head, plan.node.placement.shard_rows)
-        folder.put_bytes(f"plan.{number}", data)
+    if number:
+        found = shards.read(folder, number)
+        if found.intent == intent:
+            return found
+    number = folder.last("plan") + 1
+    data = shards.make(plan, intent, site.store.head(plan.name), plan.node.placement.shard_rows)
+    folder.put_bytes(f"plan.{number}", data)
     return shards.read(folder, number)
 
 
@@ -160,33 +164,52 @@ def _replan(site: Site, folder: Folder, old: shards.ShardPlan, results: Sequence
 def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.ShardPlan) -> int:
     names = folder.names()
     todo = [(i, units) for i, units in enumerate(shard_plan.shards) if f"shard.{shard_plan.number}.{i}" not in names]
-    if not todo:
-        return 0
     stage, placement = plan.node.stage, plan.node.placement
     assert isinstance(stage, RowStage)
     edges = tuple(shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "rows")
     sides = {e.dataset: shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "side"}
     files = site.where_raw_lies() if stage.reads_raw and stage.inputs else None
     worker = ShardWorker(stage, plan.recipe, site.root, site.source, edges, sides, files, placement.batch_rows, placement.deadline_s)  # fmt: skip  # noqa: E501
-    tally = {"units": 0, "bad": 0, "total": sum(len(u) for _, u in todo)}
+    stored = [_must(folder.get(n)) for n in names if n.startswith(f"shard.{shard_plan.number}.")]
+    bad = [reason for result in stored for reason in _bad(result)]
+    _check_budget(plan, shard_plan, bad)
+    total = sum(len(u) for _, u in todo)
+    computed = 0
 
     def on_shard(number: int, parts: list[dict[str, Any]]) -> None:
+        nonlocal computed
         starts: dict[str, Any] = {"fragments": [], "rest": [], "rows": 0, "units": 0}
         result: dict[str, Any] = {n: sum((p[n] for p in parts), start) for n, start in starts.items()}
         result["files"] = {path: size for p in parts for path, size in p["files"].items()}
         folder.put(f"shard.{shard_plan.number}.{number}", result)
         crash_point("shard", plan.name)
-        tally["units"] += result["units"]
-        tally["bad"] += sum(e["state"] == "quarantined" for e in result["rest"])
-        site.show(plan.name, tally["units"], tally["total"], "")
-        if tally["bad"] > max(BUDGET_FLOOR_UNITS, placement.error_budget * tally["total"]):
-            raise RunError(f"{plan.name} quarantined {tally['bad']} of {tally['units']} units, over its error budget ({placement.error_budget:.0%}): look at `plait quarantine {plan.name}`, then fix the cause or raise cluster.error_budget")  # fmt: skip  # noqa: E501
+        computed += result["units"]
+        bad.extend(_bad(result))
+        site.show(plan.name, computed, total, "")
+        _check_budget(plan, shard_plan, bad)
 
-    site.show(plan.name, 0, tally["total"], "")
+    if not todo:
+        return 0
+    site.show(plan.name, 0, total, "")
     sentences = site.pool(plan).map(f"{plan.key}.{shard_plan.number}", worker, todo, on_shard)
     if sentences:
         raise RunError(f"{plan.name} left {len(sentences)} of {len(todo)} shards undone ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
-    return tally["units"]
+    return computed
+
+
+def _bad(result: Mapping[str, Any]) -> list[str]:
+    """Reasons of a shard's quarantined units."""
+    return [entry["reason"] for entry in result["rest"] if entry["state"] == "quarantined"]
+
+
+def _check_budget(plan: StagePlan, shard_plan: shards.ShardPlan, bad: Sequence[str]) -> None:
+    """Stop where too many units are at fault: then the stage is, or the world."""
+    budget, total = plan.node.placement.error_budget, sum(len(units) for units in shard_plan.shards)
+    if len(bad) > max(BUDGET_FLOOR_UNITS, budget * total):
+        raise RunError(
+            f"{plan.name} quarantined {len(bad)} of {total} units, over its error budget ({budget:.0%}; the last one:"
+            f" {bad[-1]}): fix the cause and run again with --force, or raise cluster.error_budget"
+        )
 
 
 def _base(site: Site, plan: StagePlan, shard_plan: shards.ShardPlan) -> Base | None:
@@ -229,8 +252,7 @@ def _done(
 ) -> dict[str, Any]:
     site.store.tag(snapshot, f"m.{plan.key}.{number}")
     crash_point("tagged", plan.name)
-    rest_name = f"rest.{number}"
-    folder.put_bytes(rest_name, rest.to_bytes(left))
+    rest_name = put_rest(folder, number, left)
     crash_point("rest", plan.name)
     return {
         "dataset": plan.name,
@@ -242,6 +264,7 @@ def _done(
         "inputs": _inputs(plan),
         "rest": rest_name,
         "reasons": rest.by_reason(left),
+        "gated_out": [rest.digest(u.gated_out) for u in plan.units],
         "rows_in": units_in,
         "rows_out": snapshot.rows,
         **rest.counts(left),
@@ -250,6 +273,14 @@ def _done(
         "state": "done",
         "metrics": {},
     }
+
+
+def put_rest(folder: Folder, number: int, left: pa.Table) -> str:
+    """Put the rest under a name of its own: a try that died may have left another one, of other clauses."""
+    data = rest.to_bytes(left)
+    name = f"rest.{number}.{hashlib.blake2b(data, digest_size=4).hexdigest()}"
+    folder.put_bytes(name, data)
+    return name
 
 
 def _why(plan: StagePlan) -> str:
@@ -270,6 +301,35 @@ def _inputs(plan: StagePlan) -> dict[str, Any]:
         unit = edge.unit if edge else "key"
         found[name] = {"snapshot": snapshot.to_json(), "digest": digest, "units": count, "role": role, "unit": unit}
     return found
+
+
+def reselect(planner: Planner, plan: StagePlan) -> dict[str, Any]:
+    """A fresh stage whose select leaves out other units than its `done` says, though the same ones pass.
+
+    The snapshot stays; the next `done` has the rest as it is now, so that the funnel and `why --row` are true.
+    """
+    done = _must(plan.done)
+    if not plan.units or done["gated_out"] == [rest.digest(u.gated_out) for u in plan.units]:
+        return done
+    folder = planner.ledger.folder(plan.name, done["key"])
+    old = planner.rest(done)
+    left = rest.join([old.filter(pc.equal(old["by"], "stage")), *(rest.from_select(u.gated_out) for u in plan.units)])
+    number = folder.last("done") + 1
+    new = {
+        "number": number,
+        "rest": put_rest(folder, number, left),
+        "reasons": rest.by_reason(left),
+        "gated_out": [rest.digest(u.gated_out) for u in plan.units],
+        "rows_in": sum(len(u.keys) + u.gated_out.num_rows for u in plan.units),
+        **rest.counts(left),
+        "why": "reselected",
+        "at": now_utc(),
+    }
+    told = folder.get(f"told.{done['number']}")
+    if told:  # the materialisation is the same, so MLflow keeps its one run
+        folder.put(f"told.{number}", told)
+    folder.put(f"done.{number}", done | new)
+    return _must(folder.done())
 
 
 # --- job stages --------------------------------------------------------------------------------------------

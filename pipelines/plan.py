@@ -56,6 +56,8 @@ class Ask:
             names &= graph.upstream_of(graph.node(self.to).name)
         for name in self.refresh:
             graph.node(name)
+        if not names:
+            raise UserError("nothing lies between the stages asked for: --from must come before --to")
         if self.rows_only:
             names &= {node.name for node in graph if isinstance(node.stage, RowStage)}
         return names
@@ -112,6 +114,7 @@ class Planner:
         self.ask = ask
         self.selected = ask.selected(graph)
         self._dones = cache(self.ledger.dones)
+        self._last_run = cache(self._stood_keys)
         self.denied = self.ledger.denied()
 
     def forget_cache(self) -> None:
@@ -137,9 +140,20 @@ class Planner:
         if plan.done:
             return snapshot_of(plan.done)
         if plan.state == "skipped":
-            dones = self._dones(plan.name)
-            return snapshot_of(dones[-1]) if dones else None
+            done = self.stood(plan.name)
+            return snapshot_of(done) if done else None
         return None
+
+    def stood(self, dataset: str) -> dict[str, Any] | None:
+        """The materialisation that the last run stood on; before any run, the last one made."""
+        dones = self._dones(dataset)
+        used = [d for d in dones if d["key"] == self._last_run().get(dataset)]
+        return (used or dones or [None])[-1]
+
+    def _stood_keys(self) -> dict[str, str]:
+        runs = self.ledger.runs()
+        stages = self.ledger.run(runs[-1])["stages"] if runs else []
+        return {s["name"]: s["key"] for s in stages if s["key"]}
 
     def plan(self, node: Node, current: Mapping[str, Snapshot | None]) -> StagePlan:
         """Plan one stage over the given snapshots of its inputs."""
@@ -288,9 +302,7 @@ class Planner:
             return
         same = last["tree"]["recipe"].get("revision") == plan.tree["recipe"]["revision"]
         if same and last["notes"].get("code") not in (None, plan.notes["code"]):
-            plan.warning = (
-                f"{plan.name}: code changed, revision did not; if results change, bump `revision` or use --force"
-            )
+            plan.warning = f"{plan.name}: code changed, revision did not; if results changed, bump its `revision`"
 
     def _cause(self, plan: StagePlan) -> list[dict[str, Any]]:
         """The leaves of the key's tree (and of the select) that differ from the last materialisation."""

@@ -6,6 +6,7 @@ by          "select" (the pipeline's clauses) or "stage" (tried, and not tried a
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,13 @@ def from_select(gated_out: pa.Table) -> pa.Table:
 def join(tables: Iterable[pa.Table]) -> pa.Table:
     """All entries together."""
     return pa.concat_tables([EMPTY, *(t.select(SCHEMA.names) for t in tables)]).combine_chunks()
+
+
+def digest(gated_out: pa.Table) -> str:
+    """Names which units a select left out, and why: independent of order."""
+    rows = sorted(zip(gated_out["unit"].to_pylist(), gated_out["reason"].to_pylist(), strict=True))
+    text = b"".join(unit + (reason or "").encode() + b"\0" for unit, reason in rows)
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def to_bytes(table: pa.Table) -> bytes:

@@ -11,7 +11,7 @@ from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.ledger import snapshot_of
 from infra.types import PlaitError, Snapshot, now_utc
-from pipelines.materialise import Site, materialise
+from pipelines.materialise import Site, materialise, reselect
 from pipelines.plan import Ask, Planner, StagePlan
 from pipelines.report import entry
 from pipelines.tell import Cards, Teller
@@ -123,7 +123,9 @@ class Runner:
         if plan.state in ("fresh", "skipped"):
             snapshot = self.planner.standing(plan, self.current)
             self.current[plan.name] = snapshot
-            done = plan.done or self._standing_done(plan, snapshot)
+            done = self._standing_done(plan, snapshot) if plan.done is None else plan.done
+            if plan.state == "fresh":
+                done = reselect(self.planner, plan)
             self._add(plan, done, plan.state, 0, plan.keep or 0)
             return
         try:

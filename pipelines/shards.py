@@ -30,6 +30,8 @@ class ShardPlan:
     """A plan as written: header and units by shard."""
 
     number: int
+    intent: Mapping[str, str]
+    """Why and by which code: only a run of the same intent goes on with it."""
     inputs: Mapping[str, Snapshot]
     base: str | None
     """Key of the materialisation whose rows are kept, if any."""
@@ -41,7 +43,7 @@ class ShardPlan:
     shards: tuple[tuple[Unit, ...], ...]
 
 
-def make(plan: StagePlan, number: int, head: int, shard_rows: int) -> bytes:
+def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int) -> bytes:
     """The plan file: units to compute in order of their keys (which are uniform, so shards are mixed alike)."""
     edges = np.concatenate(
         [np.full(len(u.keys), i, np.int32) for i, u in enumerate(plan.units)] or [np.zeros(0, np.int32)]
@@ -64,6 +66,7 @@ def make(plan: StagePlan, number: int, head: int, shard_rows: int) -> bytes:
         for name in ("path", "size_bytes", "stamp"):
             table = table.append_column(name, plan.listing[name].combine_chunks().take(pa.array(positions[compute])))
     header = {
+        "intent": dict(intent),
         "inputs": {name: s.to_json() for name, s in plan.snapshots.items()},
         "base": plan.base.done["key"] if plan.base else None,
         "base_version": plan.base.snapshot.version if plan.base else 0,
@@ -88,6 +91,7 @@ def read(folder: Folder, number: int) -> ShardPlan:
         shards.setdefault(shard, []).append(unit)
     return ShardPlan(
         number,
+        header["intent"],
         {name: Snapshot(**s) for name, s in header["inputs"].items()},
         header["base"],
         header["base_version"],

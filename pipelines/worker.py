@@ -46,6 +46,11 @@ class SideKit:
         self._folders.append(folder)
         return fetch_checkpoint(self.root, self.sides[dataset], Path(folder.name))
 
+    def close(self) -> None:
+        """Remove the folders."""
+        for folder in self._folders:
+            folder.cleanup()
+
     def rows(self, dataset: str, columns: Sequence[str]) -> pa.Table:
         """All rows of a side input."""
         return Store(self.root).scan(self.sides[dataset], list(columns))
@@ -73,6 +78,10 @@ class ShardWorker:
         self.tools = self.stage.setup(self.kit)
         self.store = Store(self.root)
         self.keys = RowKeys(self.stage, self.recipe)
+
+    def close(self) -> None:
+        """Remove the local copies of side checkpoints."""
+        self.kit.close()
 
     def load(self, units: Sequence[Unit]) -> list[Row]:
         """One row per unit, in order."""

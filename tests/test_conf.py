@@ -20,7 +20,8 @@ def test_every_setting_of_every_stage_is_written_in_conf():
 def test_every_choice_composes(group):
     for path in (CONF / group).glob("*.yaml"):
         assert yaml.safe_load(path.read_text()) is not None
-        assert setup([f"{group}={path.stem}"]).graph.names
+        place = ["storage.root=s3://bucket/prefix"] if path.stem == "s3" else []
+        assert setup([f"{group}={path.stem}", *place]).graph.names
 
 
 def test_sql_urls_and_paths_need_no_second_quoting():
@@ -42,6 +43,10 @@ def test_sql_urls_and_paths_need_no_second_quoting():
         ("pipeline=nowhere:graph", "cannot be loaded"),
         ("clips=3", "group of settings|is no setting"),
         ("cluster.workers=0.5", "workers"),
+        ("cluster.workers=-1", "give 1 or more"),
+        ("cluster.stages.clips.batch_rows=0", "above 0"),
+        ("sample.num_videos=-1", "0 or more"),
+        ("storage=s3", "add storage.root=s3"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(override, sentence):

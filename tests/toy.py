@@ -73,6 +73,8 @@ class Lengths(RowStage):
             time.sleep(3600)
         if word.startswith("busy") and Path(os.environ.get("TOY_BUSY", "/nowhere")).exists():
             raise TransientError("the endpoint answered 503")
+        if word.startswith("lost") and Path(os.environ.get("TOY_BUSY", "/nowhere")).exists():
+            raise ConnectionResetError("peer went away")
         if word.startswith("drop"):
             return Filtered("asked to be dropped")
         return [] if word.startswith("none") else [{"chars": len(word)}]

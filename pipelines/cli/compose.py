@@ -73,7 +73,11 @@ def setup(overrides: Sequence[str]) -> Setup:
         near = difflib.get_close_matches(unknown[0], graph.names, 1)
         hint = f"did you mean {near[0]}?" if near else f"its stages are {', '.join(graph.names)}"
         raise UserError(f"{unknown[0]} is no stage of {graph.name}: {hint}")
+    if "storage=s3" in overrides and not config.storage.root:
+        raise UserError("storage=s3 needs a place: add storage.root=s3://bucket/prefix")
     root = open_bucket(config.storage.root or config.root, config.storage.endpoint, config.storage.region)
+    if isinstance(root, LocalBucket) and root.folder.exists() and not root.folder.is_dir():
+        raise UserError(f"root={config.root} is a file: give a folder")
     home = root.folder if isinstance(root, LocalBucket) else Path(config.root).expanduser().resolve()
     return Setup(config, graph, root, home)
 
@@ -86,6 +90,8 @@ def source_of(made: Setup) -> Bucket:
     source = open_bucket(
         config.source, config.storage.source_endpoint or config.storage.endpoint, config.storage.region
     )
+    if source.uri == made.root.uri:
+        raise UserError(f"source and root are both {source.uri}: plait would read what it writes, give another root")
     if isinstance(source, LocalBucket) and not source.folder.is_dir():
         raise UserError(f"source={config.source} is no folder: give a folder that exists, or s3://bucket/prefix")
     return source

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -26,15 +27,27 @@ err = Console(
 )
 
 
+_stdout: TextIO = sys.stdout
+
+
+def keep_stdout() -> None:
+    """Let what other processes write to our standard output (Ray does) go to standard error; keep ours for answers."""
+    global _stdout  # noqa: PLW0603 - the process has one standard output
+    if _stdout is sys.stdout:
+        sys.stdout.flush()
+        _stdout = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+
 def out(as_json: bool) -> Console:
     """Where tables go: standard output is kept for the JSON object where that is asked for."""
-    return err if as_json else Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    return err if as_json else Console(file=_stdout, width=None if _stdout.isatty() else WIDTH, highlight=False)
 
 
 def emit(document: Mapping[str, Any]) -> None:
     """The JSON object, as the last line of standard output."""
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
+    _stdout.write(json.dumps(document) + "\n")
+    _stdout.flush()
 
 
 def emit_error(sentence: str, as_json: bool) -> None:

@@ -72,6 +72,7 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
 
     made = setup(overrides)
     source = source_of(made)
+    show.keep_stdout()
     progress = show.ConsoleProgress()
     try:
         if made.config.source is None:
@@ -180,6 +181,7 @@ def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as
         takedowns.deny(standing, found)
         asked = Ask(rows_only=True)
         source = source_of(made)
+        show.keep_stdout()
         progress = show.ConsoleProgress()
         try:
             services = _services(made, source, progress)

@@ -33,11 +33,12 @@ def test_rows_that_raise_kill_or_hang_are_quarantined_and_all_others_come_out(ma
     assert made["rows_in"] == 47 == made["rows_out"] + made["empty"] + made["filtered"] + made["quarantined"]
 
 
-def test_a_transient_error_is_never_quarantined_and_the_next_run_goes_on(make_toy):
+@pytest.mark.parametrize(("word", "sentence"), [("busy", "503"), ("lost", "peer went away")])
+def test_a_transient_error_is_never_quarantined_and_the_next_run_goes_on(make_toy, word, sentence):
     toy = make_toy()
-    toy.write("a.txt", " ".join(f"w{i}" for i in range(20)) + " busy")
+    toy.write("a.txt", " ".join(f"w{i}" for i in range(20)) + f" {word}")
     toy.busy.touch()
-    with pytest.raises(RunError, match=r"503.*finished shards are kept.*run again"):
+    with pytest.raises(RunError, match=rf"{sentence}.*finished shards are kept.*run again"):
         toy.run()
     before = toy.calls("lengths")
     toy.forget_calls()
@@ -50,9 +51,13 @@ def test_a_transient_error_is_never_quarantined_and_the_next_run_goes_on(make_to
 def test_an_error_budget_stops_the_run_early_with_one_sentence(make_toy):
     toy = make_toy()
     toy.write("a.txt", " ".join(f"bad{i}" for i in range(60)))
-    with pytest.raises(RunError, match=r"over its error budget.*plait quarantine lengths"):
+    with pytest.raises(RunError, match=r"over its error budget.*bad\d+ is bad.*--force"):
         toy.run()
     assert toy.calls("lengths") < 60
+    toy.forget_calls()
+    with pytest.raises(RunError, match="over its error budget"):  # the same command again does not slip past it
+        toy.run()
+    assert toy.calls("lengths") == 0
 
 
 def test_a_quarantined_unit_is_not_tried_again_when_its_neighbours_change(make_toy):

@@ -1,7 +1,9 @@
 """One interface over a folder and over S3: of all who put a name, one wins, and everybody reads the winner's bytes."""
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +75,12 @@ def test_what_is_wrong_with_a_store_is_one_sentence(s3_endpoint, tmp_path):
     away._client.meta.config.retries["total_max_attempts"] = 1
     with pytest.raises(TransientError, match="did not answer"):
         away.get("a")
+
+
+def test_a_name_that_is_not_utf8_is_listed_readably_and_can_be_opened(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff.txt")).write_bytes(b"here")
+    bucket = LocalBucket(tmp_path)
+    (name,) = bucket.names("")
+    assert name == "odd\\xff.txt" and bucket.size(name) == 4
+    with bucket.local(name) as path:
+        assert path.read_bytes() == b"here"

@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
+from infra.types import UserError
 from pipelines.plan import Ask
+from pipelines.standing import Standing
 
 
 @pytest.fixture
@@ -43,15 +45,23 @@ def test_ten_new_and_ten_changed_rows_are_twenty_calls(toy):
 
 
 def test_a_moved_clause_rescores_nothing_and_computes_only_what_newly_passes(toy):
-    narrow = toy.run(select={"short": "chars < 5"})
-    assert toy.calls("lengths") == 0 and toy.calls("upper") == 0
-    assert narrow["upper"]["rows_out"] == 6
-    wide = toy.run(select={"short": "chars < 6"})
-    assert toy.calls("upper") == 6
+    mark = {"upper": {"mark": "?"}}
+    narrow = toy.run(select={"short": "chars < 5"}, **mark)
+    assert toy.calls("lengths") == 0 and toy.calls("upper") == narrow["upper"]["rows_out"] == 6
+    toy.forget_calls()
+    wide = toy.run(select={"short": "chars < 6"}, **mark)
+    assert toy.calls("lengths") == 0 and toy.calls("upper") == 6
     assert wide["upper"]["kept"] == 6 and wide["upper"]["rows_out"] == 12
     toy.forget_calls()
-    back = toy.run(select={"short": "chars < 5"})
+    back = toy.run(select={"short": "chars < 5"}, **mark)
     assert {s["state"] for s in back.values()} == {"fresh"}
+
+
+def test_the_base_is_the_materialisation_of_which_most_can_be_kept(toy):
+    toy.run(select={"short": "chars < 5"})
+    wide = toy.run(select={"short": "chars < 6"})
+    assert toy.calls("upper") == 0  # the first run of all had these rows
+    assert wide["upper"]["kept"] == 12
 
 
 def test_a_moved_setting_recomputes_downstream_only_for_rows_that_changed(toy):
@@ -127,3 +137,40 @@ def test_quarantined_rows_are_tried_again_only_when_asked(toy, make_toy):
     made = toy.run(Ask(retry_quarantined=True))
     assert toy.calls("lengths") == 2  # one row, tried twice before it is blamed again
     assert made["lengths"]["quarantined"] == 1
+
+
+def test_a_select_that_newly_drops_what_never_passed_is_told_in_the_funnel(toy):
+    toy.run(select={"short": "chars < 5"})
+    toy.write("long.txt", "extraordinarily")
+    made = toy.run(select={"short": "chars < 5"})["upper"]
+    assert (made["state"], made["rows_out"], made["filtered"]) == ("fresh", 6, 19)
+    standing = Standing(toy.root)
+    reasons = {e["label"]: e["reason"] for e in standing.rest(standing.done("upper")).to_pylist()}
+    assert reasons["extraordinarily"] == "short"
+    assert toy.run(select={"brief": "chars < 5"})["upper"]["state"] == "fresh"
+    standing = Standing(toy.root)
+    assert standing.done("upper")["reasons"] == {"filtered: brief": 13, "filtered: no score": 6}
+
+
+def test_a_forced_stage_keeps_the_lineage_of_what_was_made_from_its_older_version(toy):
+    from pipelines.lineage import Lineage
+
+    toy.run(Ask(only="words", force=True))
+    lineage = Lineage(Standing(toy.root))
+    files = {n["label"] for n in lineage.up(lineage.find("upper")).nodes.values() if n["kind"] == "file"}
+    assert files == {f"t{i}.txt" for i in range(6)}
+    assert lineage.find("words@1").done["snapshot"]["version"] == 1
+
+
+def test_a_partial_run_stands_on_what_the_last_run_stood_on(toy):
+    toy.run(Ask(limit=2))
+    toy.run()
+    toy.write("new.txt", "one two")
+    made = toy.run(Ask(only="words"))
+    assert made["files"]["rows_out"] == 6  # not the two of the limited run, which was made last
+    assert {r["label"] for r in toy.rows("texts", ["label"])} == {f"t{i}.txt" for i in range(6)}
+
+
+def test_an_empty_stretch_of_stages_is_refused(toy):
+    with pytest.raises(UserError, match="--from must come before --to"):
+        toy.run(Ask(start="upper", to="words"))

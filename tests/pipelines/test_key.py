@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.types import UserError
 from pipelines.graph import Placement
 from pipelines.key import RowKeys, canonical, hash16, materialisation_key, recipe_digest, recipe_tree
 from stages.clip import Clips
@@ -76,3 +77,8 @@ def test_pure_keys_hold_the_recipe():
 def test_a_float_cannot_name_a_row():
     with pytest.raises(TypeError, match="round it"):
         RowKeys(Words(), "r").assign([b"p" * 16], [{"word": 0.1}])
+
+
+def test_a_setting_that_is_no_number_is_one_sentence():
+    with pytest.raises(UserError, match="finite"):
+        recipe_digest(recipe_tree(dataclasses.replace(Clips(), threshold=float("nan")), {}))
