@@ -1,19 +1,29 @@
-"""What a job stage is handed: pinned inputs, checkpoints, and a place for metrics and pictures."""
+"""Job stages: what one is handed (pinned inputs, checkpoints, a place for metrics and pictures), and how it is run."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from infra.bucket import Bucket
 from infra.checkpoints import CheckpointFolder
+from infra.ledger import Folder
 from infra.store import SnapshotReader
-from infra.types import Snapshot
+from infra.types import Row, Snapshot
+from pipelines import rest
+from pipelines.key import RowKeys
+from pipelines.plan import StagePlan
+from pipelines.publish import Made, Site, done_of
+from pipelines.tell import keep_for_telling
 from pipelines.units import Units
 from pipelines.worker import fetch_checkpoint
+from stages.base import JobStage
+
+JOB_ROWS_PER_FRAGMENT = 4096
 
 
 @dataclass
@@ -60,3 +70,45 @@ class EngineJob:
         """An input row that gave nothing, on purpose."""
         entry = {"unit": key.hex(), "label": label, "state": "filtered", "reason": reason, "error": None, "attempt": 1}
         self.rejected.append(entry)
+
+
+def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
+    number = folder.last("done") + 1
+    edges = {u.dataset: u for u in plan.units}
+    sides = [e.dataset for e in plan.node.stage.inputs if e.role == "side"]
+    empty = not any(len(u.keys) for u in plan.units) or any(plan.snapshots[s].rows == 0 for s in sides)
+    checkpoints = CheckpointFolder(site.root, f"checkpoints/{plan.name}/{plan.key}.{number}")
+    scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
+    show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731
+    job = EngineJob(site.root, scratch, plan.node.placement.workers, checkpoints, plan.snapshots, edges, show)
+    try:
+        stage = plan.node.stage
+        assert isinstance(stage, JobStage)
+        head = site.store.head(plan.name)
+        site.release_pools()
+        staged = [] if empty else _stage_job(site, plan, stage.run(job))
+        version = site.store.publish_full(plan.name, stage.schema, staged, f"{plan.key}.{number}", head)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    snapshot = site.store.snapshot(plan.name, version)
+    left = rest.join([rest.from_rows(job.rejected), *(rest.from_select(u.gated_out) for u in plan.units)])
+    units_in = sum(len(u.keys) + u.gated_out.num_rows for u in plan.units)
+    done = done_of(site, plan, folder, snapshot, number, left, units_in)
+    done |= {"state": "empty" if empty else "done", "metrics": job.final}
+    keep_for_telling(folder, number, job.metrics, job.pictures)
+    return Made(done, 0 if empty else 1)
+
+
+def _stage_job(site: Site, plan: StagePlan, rows: Iterator[Row]) -> list[str]:
+    keys = RowKeys(plan.node.stage, plan.recipe)
+    own = plan.node.stage.schema
+    staged: list[str] = []
+    batch: list[Row] = []
+    for row in rows:
+        parents = list(row["parents"])
+        batch.append({"label": plan.name, **row, "key": keys.next(parents, row), "parents": parents})
+        if len(batch) >= JOB_ROWS_PER_FRAGMENT:
+    """Run a job stage over its pinned inputs; with nothing to work on it publishes an empty snapshot."""
+            staged += site.store.stage(plan.name, batch, own).fragments
+            batch = []
+    return staged + list(site.store.stage(plan.name, batch, own).fragments)

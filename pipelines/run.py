@@ -11,8 +11,9 @@ from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.ledger import snapshot_of
 from infra.types import PlaitError, Snapshot, now_utc
-from pipelines.materialise import Site, materialise, reselect
+from pipelines.materialise import materialise, reselect
 from pipelines.plan import Ask, Planner, StagePlan
+from pipelines.publish import Site
 from pipelines.report import entry
 from pipelines.tell import Cards, Teller
 

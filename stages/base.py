@@ -18,11 +18,11 @@ from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 
-from infra.types import BadRow, Checkpoint, Filtered, Outcome, Row, TransientError
+from infra.types import BadRow, Checkpoint, Filtered, Outcome, Row, TransientError, UserError
 
 __all__ = [
     "AS_BEFORE", "BadRow", "Checkpoint", "Checkpoints", "Edge", "Filtered", "Job", "JobStage", "Kit", "Outcome",
-    "RawFile", "Reader", "Row", "RowStage", "Stage", "TransientError", "blob", "held_out", "since",
+    "RawFile", "Reader", "Row", "RowStage", "Stage", "TransientError", "above_zero", "blob", "held_out", "since",
 ]  # fmt: skip
 
 AS_BEFORE = "as_before"
@@ -41,6 +41,13 @@ def held_out(digest_hex: str) -> bool:
 def blob(name: str) -> pa.Field:
     """A column of large binary values (media), stored as Lance blobs: scans do not touch the payload."""
     return pa.field(name, pa.large_binary(), metadata={b"plait.blob": b"v2"})
+
+
+def above_zero(stage: Stage, *names: str) -> None:
+    """Refuse settings that are not above 0; for `__post_init__`."""
+    for name in names:
+        if not getattr(stage, name) > 0:
+            raise UserError(f"{stage.writes}.{name} is {getattr(stage, name)}: give a number above 0")
 
 
 def since(as_before: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pyarrow as pa
 
 from stages import media
-from stages.base import BadRow, Edge, Outcome, Row, RowStage, blob, held_out
+from stages.base import BadRow, Edge, Outcome, Row, RowStage, above_zero, blob, held_out
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +87,9 @@ class Clips(RowStage):
     def encoding(self) -> str:
         """The token that names how a video clip was written: part of what a clip is."""
         return f"{self.codec}-crf{self.crf}-{self.preset}-yuv420p-{self.max_short_side}"
+
+    def __post_init__(self) -> None:
+        above_zero(self, "threshold", "fade_threshold", "min_scene_s", "max_clip_s", "max_short_side")
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Cut each video; pass each image."""

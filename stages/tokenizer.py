@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages import frames
-from stages.base import BadRow, Edge, Job, JobStage, Row
+from stages.base import BadRow, Edge, Job, JobStage, Row, above_zero
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +83,20 @@ class Tokenizer(JobStage):
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        above_zero(
+            self,
+            "size",
+            "frames_per_clip",
+            "codebook_size",
+            "code_dim",
+            "width",
+            "steps",
+            "batch",
+            "learning_rate",
+            "checkpoint_every",
+        )
 
     def run(self, job: Job) -> Iterator[Row]:
         """Decode, train, measure, publish."""

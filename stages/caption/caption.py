@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
+from infra.types import UserError
 from stages import media, reading
 from stages.base import BadRow, Edge, Outcome, Row, RowStage
 from stages.caption import pixels, vlm_endpoint
@@ -70,7 +71,7 @@ class Captions(RowStage):
         path = _PROMPTS / f"{self.prompt}.txt"
         if not path.is_file():
             known = ", ".join(sorted(found.stem for found in _PROMPTS.glob("*.txt")))
-            raise ValueError(f"There is no prompt {self.prompt!r}: choose one of {known}, or add {path.name}.")
+            raise UserError(f"there is no prompt {self.prompt!r}: choose one of {known}, or add {path.name}.")
         return path.read_text(encoding="utf-8").strip()
 
     def prompt_digest(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from stages import media
-from stages.base import BadRow, Edge, Outcome, Row, RowStage
+from stages.base import BadRow, Edge, Outcome, Row, RowStage, above_zero
 from stages.filter import colour, flow, quality, text_area
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ class Scores(RowStage):
 
         cv2.setNumThreads(1)
         return text_area.detector()
+
+    def __post_init__(self) -> None:
+        above_zero(self, "look_fps", "flow_fps")
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Measure each clip."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 from infra.types import RunError, UserError
 from models.flops import TrunkShape
 from models.vocabulary import Vocabulary
-from stages.base import Edge, Job, JobStage, Row
+from stages.base import Edge, Job, JobStage, Row, above_zero
 
 _MAX_FAILURES = 3
 """Times the workers are started again after one died, each time from the last checkpoint."""
@@ -97,6 +97,7 @@ class Model(JobStage):
     """Of the first weights, of dropout, of the order after the first epoch."""
 
     def __post_init__(self) -> None:
+        above_zero(self, "steps", "global_batch", "learning_rate", "clip", "rope_base", "checkpoint_every")
         if self.zero_stage not in (1, 2):
             raise UserError(f"model.zero_stage is {self.zero_stage}; 1 and 2 are supported, set model.zero_stage=2")
 
