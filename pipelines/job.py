@@ -73,6 +73,7 @@ class EngineJob:
 
 
 def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
+    """Run a job stage over its pinned inputs; with nothing to work on it publishes an empty snapshot."""
     number = folder.last("done") + 1
     edges = {u.dataset: u for u in plan.units}
     sides = [e.dataset for e in plan.node.stage.inputs if e.role == "side"]
@@ -108,7 +109,6 @@ def _stage_job(site: Site, plan: StagePlan, rows: Iterator[Row]) -> list[str]:
         parents = list(row["parents"])
         batch.append({"label": plan.name, **row, "key": keys.next(parents, row), "parents": parents})
         if len(batch) >= JOB_ROWS_PER_FRAGMENT:
-    """Run a job stage over its pinned inputs; with nothing to work on it publishes an empty snapshot."""
             staged += site.store.stage(plan.name, batch, own).fragments
             batch = []
     return staged + list(site.store.stage(plan.name, batch, own).fragments)

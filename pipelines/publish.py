@@ -58,6 +58,7 @@ class Made:
 
 
 def must(done: dict[str, Any] | None) -> dict[str, Any]:
+    """A document that this process has just put or seen."""
     assert done is not None
     return done
 
@@ -66,7 +67,6 @@ def done_of(
     site: Site, plan: StagePlan, folder: Folder, snapshot: Snapshot, number: int, left: pa.Table, units_in: int
 ) -> dict[str, Any]:
     """Pin the version, put the rest, and give the document that becomes `done.N`."""
-    """A document that this process has just put or seen."""
     site.store.tag(snapshot, f"m.{plan.key}.{number}")
     crash_point("tagged", plan.name)
     rest_name = put_rest(folder, number, left)

@@ -24,6 +24,7 @@ BUDGET_FLOOR_UNITS = 20
 
 
 def run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
+    """Finish the shards of a plan, verify and commit them, and count every unit before anything is published."""
     shard_plan = _open_plan(site, plan, folder)
     crash_point("planned", plan.name)
     computed = _run_shards(site, plan, folder, shard_plan)
@@ -131,7 +132,6 @@ def _base(site: Site, plan: StagePlan, shard_plan: shards.ShardPlan) -> Base | N
 def _commit(
     site: Site, plan: StagePlan, shard_plan: shards.ShardPlan, staged: list[str], base: Base | None, wanted: pa.Array
 ) -> tuple[int, pa.Table]:
-    """Finish the shards of a plan, verify and commit them, and count every unit before anything is published."""
     """Publish the version; also the part of the base's rest that still counts."""
     stamp = f"{plan.key}.{shard_plan.number}"
     own = plan.node.stage.schema
