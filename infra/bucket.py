@@ -324,6 +324,11 @@ class S3Bucket(Bucket):
                 shutil.copyfileobj(body, file, 1 << 20)
             yield path
 
+    def date(self) -> str:
+        """What time the store says it is, as an HTTP date."""
+        reply = self._call("list_objects_v2", "", Prefix=self.prefix, MaxKeys=1)
+        return reply["ResponseMetadata"]["HTTPHeaders"]["date"]
+
     def storage_options(self) -> dict[str, str] | None:
         """See Bucket; credentials reach Lance through the environment as well."""
         options = {"region": self.region}

@@ -114,6 +114,12 @@ def quarantine(
 
 
 @app.command()
+def doctor(overrides: Overrides = None, json: Json = False) -> None:
+    """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
+    work.doctor(overrides or [], json)
+
+
+@app.command()
 def forget(
     target: Annotated[str, typer.Argument(help="A raw file, or the key of a row that came from it.")],
     overrides: Overrides = None,

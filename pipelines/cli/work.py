@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -106,8 +107,6 @@ def _failed(result: Any, error: PlaitError, as_json: bool) -> NoReturn:
 
 
 def _sample(made: Any, progress: Any) -> None:
-    import dataclasses
-
     from stages import sample_corpus
 
     if not (made.home / "sample" / "truth.json").exists():
@@ -163,6 +162,23 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
     show.out(as_json).print(f"MLflow was told of {told} materialisations; it knows all of them now.")
     if as_json:
         show.emit({"told": told, "untold": untold})
+
+
+def doctor(overrides: Sequence[str], as_json: bool) -> None:
+    """Examine the surroundings; exit code 1 where something is wrong."""
+    from pipelines import doctor as examiner
+    from pipelines.cli.compose import setup, source_of
+
+    made = setup(overrides)
+    show.keep_stdout()
+    source = source_of(made) if made.config.source else None
+    findings = examiner.examine(made.root, source, lambda: _tracker(made), made.config.cluster.address)
+    lines = [[f.what, "ok" if f.ok else "WRONG", f.said] for f in findings]
+    show.out(as_json).print(show.table("Doctor", ("what", "", "found"), lines, left=3))
+    if as_json:
+        show.emit({"ok": all(f.ok for f in findings), "checks": [dataclasses.asdict(f) for f in findings]})
+    if not all(f.ok for f in findings):
+        raise SystemExit(1)
 
 
 def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as_json: bool) -> None:

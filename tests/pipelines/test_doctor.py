@@ -1,0 +1,42 @@
+"""The doctor tells a store that can be trusted from one that cannot, and every finding is one sentence."""
+
+import pytest
+
+from infra.bucket import LocalBucket, S3Bucket
+from pipelines.doctor import examine
+
+
+class Careless(LocalBucket):
+    """A store that takes every put for the first one."""
+
+    def put_if_absent(self, name, data):
+        """Everybody wins."""
+        self.put(name, data)
+        return True
+
+
+def found(root, source=None):
+    """Findings by what was looked at."""
+    return {f.what: f for f in examine(root, source, lambda: None, None)}
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_good_store_passes_and_is_left_as_it_was(kind, tmp_path, request):
+    root = LocalBucket(tmp_path)
+    if kind == "s3":
+        root = S3Bucket("s3://plait/doctored", request.getfixturevalue("s3_endpoint"))
+    findings = found(root)
+    assert all(f.ok for f in findings.values()), findings
+    assert root.names("doctor") == []
+
+
+def test_a_store_without_conditional_puts_is_found_out(tmp_path):
+    finding = found(Careless(tmp_path))["conditional put"]
+    assert not finding.ok and "If-None-Match" in finding.said and "\n" not in finding.said
+
+
+def test_an_empty_source_and_a_store_that_is_away_are_told(tmp_path, s3_endpoint):
+    (tmp_path / "empty").mkdir()
+    assert not found(LocalBucket(tmp_path), LocalBucket(tmp_path / "empty"))["source"].ok
+    away = found(S3Bucket("s3://no-such-bucket", s3_endpoint))
+    assert not away["conditional put"].ok and "NoSuchBucket" in away["conditional put"].said
