@@ -309,12 +309,13 @@ class Planner:
         last = self._last(plan.name)
         if last is None:
             return [{"leaf": "never made", "was": None, "now": plan.key}]
-        was, now = (_leaves(x["tree"], x["notes"]) for x in (last, {"tree": plan.tree, "notes": plan.notes}))
+        was, now = (leaves(x["tree"], x["notes"]) for x in (last, {"tree": plan.tree, "notes": plan.notes}))
         moved = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
         return [{"leaf": name, "was": was.get(name), "now": now.get(name)} for name in moved]
 
 
-def _leaves(tree: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(tree: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """A key's tree and the select's clauses, flat: what `why` and `diff` compare."""
     flat_tree: dict[str, Any] = {f"inputs.{k}": v for k, v in tree["inputs"].items()}
     for name, value in tree["recipe"].items():
         prefix = "inputs" if name == "sides" else name

@@ -53,8 +53,9 @@ def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def first_parents(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """The first parent of each row: for row stages, the unit that gave the row."""
+    """The first parent of each row: for row stages, the unit that gave the row. Rows without parents are left out."""
     array = flat(column)
+    array = array.filter(pc.greater(pc.list_value_length(array), 0))
     return pc.list_element(array, 0) if len(array) else pa.array([], KEY_TYPE)
 
 

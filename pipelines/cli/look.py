@@ -223,6 +223,27 @@ def quarantine(arguments: Sequence[str], as_json: bool) -> None:
         show.emit({"rows": rows})
 
 
+def diff(a: str, b: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Print what differs."""
+    from pipelines.diff import between
+
+    _, standing = _standing(overrides)
+    stages = between(standing, a, b)
+    console = show.out(as_json)
+    lines = [[s["name"], *(s["rows"][n] for n in ("both", "only_a", "only_b", "changed"))] for s in stages]
+    if lines:
+        console.print(show.table(f"{a} and {b}", ("stage", "rows in both", "only a", "only b", "units changed"), lines))
+    for stage in stages:
+        for leaf in stage["leaves"]:
+            console.print(f"{stage['name']}: {show.cause_text([leaf])}", markup=False, soft_wrap=True)
+        for name, (was, now) in stage["metrics"].items():
+            console.print(f"{stage['name']}: {name} {was} -> {now}", markup=False, soft_wrap=True)
+    if not stages:
+        console.print("Nothing differs.")
+    if as_json:
+        show.emit({"a": a, "b": b, "stages": stages})
+
+
 def gc(overrides: Sequence[str], delete: bool, as_json: bool) -> None:
     """List or delete what nothing names."""
     from pipelines import gc as collector

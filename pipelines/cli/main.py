@@ -114,6 +114,17 @@ def quarantine(
 
 
 @app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A run's id, dataset@version, or a checkpoint.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """What differs between two runs, versions or checkpoints: settings, code, rows, metrics."""
+    look.diff(a, b, overrides or [], json)
+
+
+@app.command()
 def doctor(overrides: Overrides = None, json: Json = False) -> None:
     """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
     work.doctor(overrides or [], json)

@@ -174,3 +174,16 @@ def test_a_partial_run_stands_on_what_the_last_run_stood_on(toy):
 def test_an_empty_stretch_of_stages_is_refused(toy):
     with pytest.raises(UserError, match="--from must come before --to"):
         toy.run(Ask(start="upper", to="words"))
+
+
+def test_diff_names_the_setting_and_the_rows_that_differ(toy):
+    from pipelines.diff import between
+
+    first = toy.result().run_id
+    second = toy.result(words={"min_chars": 5}).run_id
+    by_name = {e["name"]: e for e in between(Standing(toy.root), first, second)}
+    assert {"leaf": "settings.min_chars", "was": 1, "now": 5} in by_name["words"]["leaves"]
+    assert by_name["words"]["rows"] == {"both": 18, "only_a": 6, "only_b": 0, "changed": 0}
+    assert "texts" not in by_name and "book" not in by_name
+    assert between(Standing(toy.root), first, first) == []
+    assert between(Standing(toy.root), "words@1", "words@2")[0]["rows"]["only_a"] == 6
