@@ -11,6 +11,7 @@ Data never passes through here: a task is a description of rows, a result is wha
 from __future__ import annotations
 
 import errno
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +23,14 @@ from typing import Any, Protocol
 from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
 
 CLOSE_S = 5.0
+POLL_S = 2.0
+HANG_GRACE_S = 120.0
+"""Beyond the deadlines of all its rows, how long a task may be silent: a call that never lets go of the interpreter
+lock cannot be timed from inside its process."""
 DEATHS_BEFORE_HALVING = 2
 RAISES_BEFORE_BLAME = 2
+KILLED = "it killed its worker process each time it was tried"
+TOO_LATE = "it ran past the deadline each time it was tried"
 WORLD_ERRNOS = {errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EDQUOT}
 
 
@@ -79,6 +86,12 @@ class Failure:
 class _Shard:
     open_parts: int = 1
     results: list[dict[str, Any]] = field(default_factory=list)
+
+    def ends_with(self, result: dict[str, Any]) -> bool:
+        """Take the result of one part; whether it was the last one."""
+        self.results.append(result)
+        self.open_parts -= 1
+        return self.open_parts == 0
 
 
 class Host:
@@ -198,37 +211,44 @@ class Pool:
         queue = deque(Task(number, tuple(units)) for number, units in shards)
         state = {task.shard: _Shard() for task in queue}
         sentences: dict[int, str] = {}
-        running: dict[Any, tuple[Task, Any]] = {}
+        running: dict[Any, tuple[Task, Any, float]] = {}
         shared = self._ray.put(worker)
         while len(self.hosts) < min(self.size, len(queue)):
             self.hosts.append(self._make())
         idle = deque(self.hosts[: self.size])
         while queue or running:
             while queue and idle:
-                task, host = queue.popleft(), idle.popleft()
+                task = queue.popleft()
                 if task.shard not in sentences:
-                    running[host.run.remote(token, shared, task)] = (task, host)
-                else:
-                    idle.append(host)
-            if not running:
+                    host = idle.popleft()
+                    running[host.run.remote(token, shared, task)] = (task, host, time.monotonic())
+            if (ended := self._next(worker, running)) is None:
                 continue
-            (ready,), _ = self._ray.wait(list(running), num_returns=1)
-            task, host = running.pop(ready)
-            host, answer = self._answer(ready, task, host)
+            task, host, answer = ended
             idle.append(host)
             if "transient" in answer:
                 sentences[task.shard] = answer["transient"]
-            elif "result" in answer:
-                shard = state[task.shard]
-                shard.results.append(answer["result"])
-                shard.open_parts -= 1
-                if shard.open_parts == 0:
-                    on_shard(task.shard, shard.results)
-            else:
-                parts = list(answer["parts"])
+            elif "parts" in answer:
+                parts: list[Task] = list(answer["parts"])
                 state[task.shard].open_parts += len(parts) - 1
                 queue.extendleft(parts)
+            elif state[task.shard].ends_with(answer["result"]):
+                on_shard(task.shard, state[task.shard].results)
         return list(sentences.values())
+
+    def _next(self, worker: Worker, running: dict[Any, tuple[Task, Any, float]]) -> tuple[Task, Any, Any] | None:
+        """The next task that ended or is far too late: task, a host that is free now, its answer."""
+        if not running:
+            return None
+        done, _ = self._ray.wait(list(running), num_returns=1, timeout=POLL_S)
+        late = [ref for ref, (task, _, since) in running.items() if _is_late(worker, task, since)]
+        if not done and not late:
+            return None
+        ready = (done or late)[0]
+        task, host, _ = running.pop(ready)
+        if done:
+            return task, *self._answer(ready, task, host)
+        return task, self._replace(host), {"parts": _after_death(task, TOO_LATE)}
 
     def _answer(self, ready: Any, task: Task, host: Any) -> tuple[Any, dict[str, Any]]:
         """The task's answer; a dead or hung actor is replaced, and its task comes back as parts."""
@@ -263,7 +283,11 @@ class Pool:
         self.hosts = []
 
 
-def _after_death(task: Task) -> Iterator[Task]:
+def _is_late(worker: Worker, task: Task, since: float) -> bool:
+    return time.monotonic() - since > worker.deadline_s * len(task.units) + HANG_GRACE_S
+
+
+def _after_death(task: Task, blame: str = KILLED) -> Iterator[Task]:
     """The same again; then halves; a single unit that did it twice is blamed."""
     deaths = task.deaths + 1
     if task.blame:
@@ -277,7 +301,7 @@ def _after_death(task: Task) -> Iterator[Task]:
     elif deaths < DEATHS_BEFORE_HALVING:
         yield replace(task, deaths=deaths)
     else:
-        yield replace(task, deaths=deaths, blame="it killed its worker process each time it was tried")
+        yield replace(task, deaths=deaths, blame=blame)
 
 
 def _after_hang(task: Task, positions: Sequence[int]) -> Iterator[Task]:
@@ -285,7 +309,7 @@ def _after_hang(task: Task, positions: Sequence[int]) -> Iterator[Task]:
     hung = {task.units[p] for p in positions}
     if len(task.units) == 1:
         deaths = task.deaths + 1
-        blame = "it ran past the deadline each time it was tried" if deaths >= DEATHS_BEFORE_HALVING else None
+        blame = TOO_LATE if deaths >= DEATHS_BEFORE_HALVING else None
         yield replace(task, deaths=deaths, suspect=True, blame=blame)
         return
     others = tuple(u for u in task.units if u not in hung)

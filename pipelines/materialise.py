@@ -31,7 +31,12 @@ def materialise(site: Site, plan: StagePlan) -> Made:
     folder.put("key.json", {"dataset": plan.name, "key": plan.key, "tree": plan.tree, "notes": plan.notes})
     last_done = folder.last("done")
     claim = Claim(folder, site.run_id)
-    waiting = lambda holder: site.show(plan.name, 0, 0, f"waiting for {holder['host']}, process {holder['pid']}")  # noqa: E731
+
+    def waiting(holder: dict[str, Any]) -> None:
+        """Idle actors would keep the CPUs that whoever we wait for may need."""
+        site.release_pools()
+        site.show(plan.name, 0, 0, f"waiting for {holder['host']}, process {holder['pid']}")
+
     if not claim.wait(on_wait=waiting, published=last_done):
         return Made(must(folder.done()), 0, adopted=True)
     try:

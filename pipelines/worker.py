@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from infra.actors import Failure
 from infra.bucket import Bucket
 from infra.checkpoints import download
 from infra.listing import SourceFile
-from infra.store import Store
+from infra.store import Store, to_table
 from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
 from pipelines.key import RowKeys
 from stages.base import RowStage
@@ -22,6 +23,7 @@ Unit = tuple[Any, ...]
 """(edge number, position in the edge's snapshot), or ("listing", path, size, stamp, key)."""
 
 MAX_ERROR_CHARS = 4000
+SCHEMA_ERRORS = (pa.ArrowException, KeyError, TypeError, OverflowError)
 
 
 def fetch_checkpoint(root: Bucket, snapshot: Snapshot, folder: Path) -> Path:
@@ -121,7 +123,25 @@ class ShardWorker:
         return self.stage.process(rows, self.tools)
 
     def finish(self, units: Sequence[Unit], rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-        """Stage what was made; count the rest."""
+        """Stage what was made; count the rest. Rows that do not fit the schema are their unit's fault."""
+        try:
+            return self._staged(rows, outcomes)
+        except SCHEMA_ERRORS:
+            return self._staged(rows, [self._fitting(outcome) for outcome in outcomes])
+
+    def _fitting(self, outcome: Outcome) -> Outcome:
+        if not isinstance(outcome, list):
+            return outcome
+        blank = {"key": b"", "parents": [], "label": ""}
+        try:
+            to_table([{**new, **blank, "key": bytes(16)} for new in outcome], self.stage.schema)
+        except SCHEMA_ERRORS as error:
+            bad = BadRow(f"what was made of it does not fit the schema of {self.stage.writes} ({error})")
+            bad.failure = Failure(str(bad), 1)  # type: ignore[attr-defined]
+            return bad
+        return outcome
+
+    def _staged(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         made: list[Row] = []
         left: list[dict[str, Any]] = []
         for row, outcome in zip(rows, outcomes, strict=True):

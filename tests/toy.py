@@ -7,6 +7,7 @@ while the file named by TOY_BUSY exists. Every call is counted in the folder TOY
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -75,6 +76,10 @@ class Lengths(RowStage):
             raise TransientError("the endpoint answered 503")
         if word.startswith("lost") and Path(os.environ.get("TOY_BUSY", "/nowhere")).exists():
             raise ConnectionResetError("peer went away")
+        if word.startswith("grip"):
+            re.match(r"(a+)+$", "a" * 60 + "b")  # for hours, with the interpreter lock held
+        if word.startswith("misfit"):
+            return [{"chars": "many"}]
         if word.startswith("drop"):
             return Filtered("asked to be dropped")
         return [] if word.startswith("none") else [{"chars": len(word)}]

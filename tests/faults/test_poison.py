@@ -70,3 +70,20 @@ def test_a_quarantined_unit_is_not_tried_again_when_its_neighbours_change(make_t
     assert toy.calls("lengths") == 1 and made["quarantined"] == 1
     again = toy.run(Ask(retry_quarantined=True))["lengths"]
     assert again["quarantined"] == 1 and again["rows_out"] == 2
+
+
+def test_a_row_that_does_not_fit_the_schema_is_quarantined_alone(make_toy):
+    toy = make_toy()
+    toy.write("a.txt", "one two misfit three")
+    made = toy.run()["lengths"]
+    assert (made["rows_out"], made["quarantined"]) == (3, 1)
+    assert "does not fit the schema of lengths" in rest_of(toy, "lengths")["misfit"]["reason"]
+
+
+def test_a_call_that_never_lets_go_of_the_interpreter_is_stopped_from_outside(make_toy, monkeypatch):
+    monkeypatch.setattr("infra.actors.HANG_GRACE_S", 2.0)
+    toy = make_toy()
+    toy.write("a.txt", "one two grip three")
+    made = toy.run(stages={"lengths": {"shard_rows": 2, "batch_rows": 2, "deadline_s": 0.5}})["lengths"]
+    assert (made["rows_out"], made["quarantined"]) == (3, 1)
+    assert "deadline" in rest_of(toy, "lengths")["grip"]["reason"]
