@@ -16,6 +16,7 @@ def connect(address: str | None, num_cpus: int | None) -> Any:
     """The `ray` module, initialised: at `address` (or RAY_ADDRESS), else private to this process and on loopback."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
 
