@@ -89,7 +89,7 @@ class Clips(RowStage):
         return f"{self.codec}-crf{self.crf}-{self.preset}-yuv420p-{self.max_short_side}"
 
     def __post_init__(self) -> None:
-        above_zero(self, "threshold", "fade_threshold", "min_scene_s", "max_clip_s", "max_short_side")
+        above_zero(self, "threshold", "min_scene_s", "max_clip_s", "max_short_side")
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Cut each video; pass each image."""

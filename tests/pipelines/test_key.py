@@ -80,5 +80,5 @@ def test_a_float_cannot_name_a_row():
 
 
 def test_a_setting_that_is_no_number_is_one_sentence():
-    with pytest.raises(UserError, match="finite"):
+    with pytest.raises(UserError, match="nan"):
         recipe_digest(recipe_tree(dataclasses.replace(Clips(), threshold=float("nan")), {}))

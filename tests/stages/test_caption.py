@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from infra.types import UserError
 from stages import reading
 from stages import sample_world as world
 from stages.base import BadRow, TransientError
@@ -143,7 +144,7 @@ def test_key_of_the_captioner() -> None:
     asking = Captions(captioner="openai")
     assert asking.settings()["prompt_digest"] == asking.prompt_digest() != ""
     assert asking.settings() != Captions(captioner="openai", model="other").settings()
-    with pytest.raises(ValueError, match="describe"):
+    with pytest.raises(UserError, match="describe"):
         Captions(captioner="openai", prompt="nosuch").settings()
 
 
