@@ -35,6 +35,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from infra.mlflow_source import LanceSource
+from infra.types import without_secrets
 
 for _noisy in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
@@ -82,7 +83,9 @@ class Tracker:
         try:
             yield
         except (MlflowException, ConnectionError, TimeoutError, OSError) as error:
-            self.trouble = f"MLflow at {self.uri} could not be told ({type(error).__name__}: {str(error)[:160]})"
+            self.trouble = without_secrets(
+                f"MLflow at {self.uri} could not be told ({type(error).__name__}: {error}"[:220] + ")"
+            )
 
     def start(self, run_id: str, pipeline: str) -> None:
         """Open the parent run of a pipeline run, or find it again."""

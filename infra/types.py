@@ -12,6 +12,7 @@ Errors are one sentence: what was given, what is allowed, what to type next.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -85,6 +86,11 @@ class Checkpoint:
     """Names the weights themselves: SHA-256 over the files' names and digests, whoever wrote them and where."""
     facts: Mapping[str, Any]
     """What the trainer wrote into the manifest: tokens seen, loss, data position, settings."""
+
+
+def without_secrets(text: str) -> str:
+    """Text with the user part of every address taken out, for whatever is written down or shown."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def now_utc() -> str:

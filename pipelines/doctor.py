@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.bucket import Bucket, LocalBucket, S3Bucket
-from infra.types import PlaitError
+from infra.types import PlaitError, without_secrets
 
 MAX_SKEW_S = 5.0
 MIN_FREE_BYTES = 2 << 30
@@ -122,7 +122,7 @@ def _mlflow(tracker: Callable[[], Any]) -> str:
         return "tracking is off"
     if made.trouble:
         raise PlaitError(f"{made.trouble}: a run would go on without it, and `plait sync` tells it later")
-    return f"reachable at {made.uri}"
+    return f"reachable at {without_secrets(made.uri)}"
 
 
 def _ray(address: str | None) -> str:

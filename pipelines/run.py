@@ -70,7 +70,8 @@ class Result:
 
     run_id: str
     root: str
-    ok: bool = True
+    ok: bool = False
+    """True once every stage has ended well: a run that is cut off in between was not."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 
@@ -109,8 +110,9 @@ class Runner:
                 if plan.warning:
                     self.services.progress.note(plan.warning)
                 self._stage(plan)
+            self.result.ok = True
         except PlaitError as error:
-            self.result.ok, self.result.error = False, str(error)
+            self.result.error = str(error)
             raise
         finally:
             self.services.release_pools()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from infra.types import PlaitError, UserError
+from infra.types import PlaitError, UserError, without_secrets
 from pipelines.cli import show
 from pipelines.plan import Ask
 
@@ -80,7 +80,7 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
             _sample(made, progress)
         planner = _planner(made, asked, source)
         services = _services(made, source, progress)
-        runner = Runner(planner, services, asked, {"command": sys.argv[1:]})
+        runner = Runner(planner, services, asked, {"command": [without_secrets(text) for text in sys.argv[1:]]})
         try:
             result = runner.run()
         except PlaitError as error:
@@ -125,7 +125,7 @@ def _services(made: Any, source: Any, progress: Any) -> Any:
 
         return connect(config.cluster.address, config.cluster.workers)
 
-    command = shlex.join(["plait", *sys.argv[1:]])
+    command = without_secrets(shlex.join(["plait", *sys.argv[1:]]))
     again = f"run `{command}` again"
     return Services(made.root, source, ray, lambda: _tracker(made), _cards, progress, again)
 
@@ -201,7 +201,12 @@ def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as
         progress = show.ConsoleProgress()
         try:
             services = _services(made, source, progress)
-            Runner(_planner(made, asked, source), services, asked, {"command": sys.argv[1:]}).run()
+            Runner(
+                _planner(made, asked, source),
+                services,
+                asked,
+                {"command": [without_secrets(text) for text in sys.argv[1:]]},
+            ).run()
         finally:
             progress.stop()
             _stop_ray()
@@ -260,6 +265,7 @@ def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:
         console.print(f"Checkpoint  {document['checkpoint']}", markup=False, soft_wrap=True)
     if made.config.tracking.enabled:
         uri = tracking_places(made)[0]
+        uri = without_secrets(uri)
         command = f"mlflow ui --backend-store-uri {uri}" if "://" in uri and not uri.startswith("http") else uri
         console.print(f"MLflow      {command}", markup=False, soft_wrap=True)
     if bad:

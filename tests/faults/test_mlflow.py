@@ -61,3 +61,15 @@ def test_a_driver_that_dies_before_it_tells_is_told_for_by_the_next_run_once(toy
     assert sorted(stages) == ["book", "files", "lengths", "texts", "upper", "words"]
     told = Ledger(LocalBucket(tmp_path / "data"))
     assert all(told.folder(n, d["key"]).get(f"told.{d['number']}") for n in told.datasets() for d in told.dones(n))
+
+
+def test_a_password_in_an_address_is_written_nowhere(toy):
+    from infra.types import without_secrets
+
+    toy.run(tracker=lambda: Tracker("nosuchscheme://me:hunter2@127.0.0.1:9/db", None, "plait"))
+    assert toy.progress.notes and "hunter2" not in " ".join(toy.progress.notes)
+    assert (
+        without_secrets("plait run tracking.uri=http://me:hunter2@host/x") == "plait run tracking.uri=http://***@host/x"
+    )
+    for path in toy.root.folder.rglob("*"):
+        assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
