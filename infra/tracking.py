@@ -83,9 +83,8 @@ class Tracker:
         try:
             yield
         except (MlflowException, ConnectionError, TimeoutError, OSError) as error:
-            self.trouble = without_secrets(
-                f"MLflow at {self.uri} could not be told ({type(error).__name__}: {error}"[:220] + ")"
-            )
+            said = f"{type(error).__name__}: {str(error)[:160]}"
+            self.trouble = without_secrets(f"MLflow at {self.uri} could not be told ({said})")
 
     def start(self, run_id: str, pipeline: str) -> None:
         """Open the parent run of a pipeline run, or find it again."""

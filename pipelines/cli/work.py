@@ -80,7 +80,7 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
             _sample(made, progress)
         planner = _planner(made, asked, source)
         services = _services(made, source, progress)
-        runner = Runner(planner, services, asked, {"command": [without_secrets(text) for text in sys.argv[1:]]})
+        runner = Runner(planner, services, asked, _record())
         try:
             result = runner.run()
         except PlaitError as error:
@@ -94,6 +94,11 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     _last_words(console, made, document)
     if as_json:
         show.emit(document)
+
+
+def _record() -> dict[str, Any]:
+    """What the ledger keeps of the command line."""
+    return {"command": [without_secrets(text) for text in sys.argv[1:]]}
 
 
 def _failed(result: Any, error: PlaitError, as_json: bool) -> NoReturn:
@@ -201,12 +206,7 @@ def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as
         progress = show.ConsoleProgress()
         try:
             services = _services(made, source, progress)
-            Runner(
-                _planner(made, asked, source),
-                services,
-                asked,
-                {"command": [without_secrets(text) for text in sys.argv[1:]]},
-            ).run()
+            Runner(_planner(made, asked, source), services, asked, _record()).run()
         finally:
             progress.stop()
             _stop_ray()
