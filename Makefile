@@ -10,15 +10,18 @@ demo: .venv/.installed
 test: .venv/.tested
 	$(BIN)/python -m pytest -q
 
+# the part of the tests that starts no Ray: under a minute
+FAST := tests/infra tests/models tests/pipelines/test_key.py tests/test_conf.py tests/test_layers.py
+
 check: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(FAST)
 
 fast: .venv/.tested
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(FAST)
 
 fmt: .venv/.tested
 	$(BIN)/ruff check --fix .
