@@ -152,6 +152,12 @@ class Ledger:
         """Ids of all recorded runs, oldest first (ids begin with the time)."""
         return sorted(n.rsplit("/", 1)[1].removesuffix(".json") for n in self.bucket.names(f"{ROOT}/runs"))
 
+    def stood(self) -> dict[str, str]:
+        """Dataset to key of the materialisations that the last run stood on."""
+        runs = self.runs()
+        stages = self.run(runs[-1])["stages"] if runs else []
+        return {stage["name"]: stage["key"] for stage in stages if stage["key"]}
+
     def run(self, run_id: str) -> dict[str, Any]:
         """The record of one run."""
         data = self.bucket.get(f"{ROOT}/runs/{run_id}.json")

@@ -114,7 +114,7 @@ class Planner:
         self.ask = ask
         self.selected = ask.selected(graph)
         self._dones = cache(self.ledger.dones)
-        self._last_run = cache(self._stood_keys)
+        self._stood = cache(self.ledger.stood)
         self.denied = self.ledger.denied()
 
     def forget_cache(self) -> None:
@@ -128,14 +128,14 @@ class Planner:
         for node in self.graph:
             plan = self.plan(node, current)
             plans.append(plan)
-            current[node.name] = self.standing(plan, current)
+            current[node.name] = self.standing(plan)
         return plans
 
     def pipeline_key(self, plans: list[StagePlan]) -> str:
         """Names what this configuration would make: H over the stages' keys, or over what is known of them."""
         return hash16("pipeline", self.graph.name, [[p.name, p.key, p.tree] for p in plans]).hex()
 
-    def standing(self, plan: StagePlan, current: Mapping[str, Snapshot | None]) -> Snapshot | None:
+    def standing(self, plan: StagePlan) -> Snapshot | None:
         """The snapshot that readers of a planned stage would get without running it; None if not known."""
         if plan.done:
             return snapshot_of(plan.done)
@@ -147,13 +147,8 @@ class Planner:
     def stood(self, dataset: str) -> dict[str, Any] | None:
         """The materialisation that the last run stood on; before any run, the last one made."""
         dones = self._dones(dataset)
-        used = [d for d in dones if d["key"] == self._last_run().get(dataset)]
+        used = [d for d in dones if d["key"] == self._stood().get(dataset)]
         return (used or dones or [None])[-1]
-
-    def _stood_keys(self) -> dict[str, str]:
-        runs = self.ledger.runs()
-        stages = self.ledger.run(runs[-1])["stages"] if runs else []
-        return {s["name"]: s["key"] for s in stages if s["key"]}
 
     def plan(self, node: Node, current: Mapping[str, Snapshot | None]) -> StagePlan:
         """Plan one stage over the given snapshots of its inputs."""

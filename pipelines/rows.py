@@ -111,7 +111,7 @@ def _bad(result: Mapping[str, Any]) -> list[str]:
 
 def _check_budget(plan: StagePlan, shard_plan: shards.ShardPlan, bad: Sequence[str]) -> None:
     """Stop where too many units are at fault: then the stage is, or the world."""
-    budget, total = plan.node.placement.error_budget, sum(len(units) for units in shard_plan.shards)
+    budget, total = plan.node.placement.error_budget, len(shard_plan.keys)
     if len(bad) > max(BUDGET_FLOOR_UNITS, budget * total):
         raise RunError(
             f"{plan.name} quarantined {len(bad)} of {total} units, over its error budget ({budget:.0%}; the last one:"

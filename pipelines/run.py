@@ -124,11 +124,8 @@ class Runner:
         if plan.state == "unknown":
             raise PlaitError(f"{plan.name} cannot be planned: {plan.cause[0]['leaf']} has never been made")
         if plan.state in ("fresh", "skipped"):
-            snapshot = self.planner.standing(plan, self.current)
-            self.current[plan.name] = snapshot
-            done = self._standing_done(plan, snapshot) if plan.done is None else plan.done
-            if plan.state == "fresh":
-                done = reselect(self.planner, plan)
+            self.current[plan.name] = self.planner.standing(plan)
+            done = reselect(self.planner, plan) if plan.state == "fresh" else plan.done or self.planner.stood(plan.name)
             self._add(plan, done, plan.state, 0, plan.keep or 0)
             return
         try:
@@ -140,10 +137,6 @@ class Runner:
         self.current[plan.name] = snapshot_of(made.done)
         kept = (plan.keep or 0) if not made.adopted else made.done["rows_in"]
         self._add(plan, made.done, made.done["state"], made.computed, kept)
-
-    def _standing_done(self, plan: StagePlan, snapshot: Snapshot | None) -> dict[str, Any] | None:
-        dones = self.planner.ledger.dones(plan.name)
-        return next((d for d in reversed(dones) if snapshot and d["snapshot"]["version"] == snapshot.version), None)
 
     def _add(self, plan: StagePlan, done: dict[str, Any] | None, state: str, computed: int, kept: int) -> None:
         if done and state != "skipped":

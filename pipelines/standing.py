@@ -23,10 +23,10 @@ class Standing:
         self.last_run: dict[str, Any] | None = self.ledger.run(runs[-1]) if runs else None
         self.all: dict[str, list[dict[str, Any]]] = {n: self.ledger.every(n) for n in self.ledger.datasets()}
         self.dones: dict[str, dict[str, Any]] = {n: d[-1] for n, d in self.all.items() if d}
-        for stage in (self.last_run or {}).get("stages", []):
-            used = [d for d in self.all.get(stage["name"], []) if d["key"] == stage["key"]]
+        for name, key in self.ledger.stood().items():
+            used = [d for d in self.all.get(name, []) if d["key"] == key]
             if used:
-                self.dones[stage["name"]] = used[-1]  # its last forced or rewritten form
+                self.dones[name] = used[-1]  # its last forced or rewritten form
 
     def done(self, dataset: str) -> dict[str, Any]:
         """The standing `done` of a dataset, or a sentence with the names that exist."""
