@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from infra import compact
 from infra.ledger import FORGOTTEN, snapshot_of
 from infra.types import UserError, now_utc
 from pipelines import gc
@@ -134,7 +135,7 @@ def _rewrite(standing: Standing, done: Mapping[str, Any]) -> None:
     """The same rows without the files that hold deleted ones: a new version of the same digest."""
     folder = standing.ledger.folder(done["dataset"], done["key"])
     number = folder.last("done") + 1
-    version = standing.store.rewrite_deleted(snapshot_of(done), f"{done['key']}.rewrite.{number}")
+    version = compact.rewrite(standing.store, snapshot_of(done), f"{done['key']}.rewrite.{number}")
     if version is None:
         return
     snapshot = standing.store.snapshot(done["dataset"], version)

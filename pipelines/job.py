@@ -11,6 +11,7 @@ from typing import Any
 
 from infra.bucket import Bucket
 from infra.checkpoints import CheckpointFolder
+from infra.commits import publish_full
 from infra.ledger import Folder
 from infra.store import SnapshotReader
 from infra.types import Row, Snapshot
@@ -86,9 +87,9 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
         stage = plan.node.stage
         assert isinstance(stage, JobStage)
         head = site.store.head(plan.name)
-        site.release_pools()
+        site.release_actors()
         staged = [] if empty else _stage_job(site, plan, stage.run(job))
-        version = site.store.publish_full(plan.name, stage.schema, staged, f"{plan.key}.{number}", head)
+        version = publish_full(site.store, plan.name, stage.schema, staged, f"{plan.key}.{number}", head)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     snapshot = site.store.snapshot(plan.name, version)

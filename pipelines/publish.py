@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.faults import crash_point
+from infra.fleet import Fleet
 from infra.ledger import Folder
 from infra.store import Store
 from infra.types import Snapshot
@@ -29,8 +29,10 @@ class Site:
     run_id: str
     resume: str
     """The command that goes on after a failure."""
-    pool: Callable[[StagePlan], Pool]
-    release_pools: Callable[[], None]
+    fleet: Callable[[], Fleet]
+    """The actors of this run; Ray is started when it is first asked for."""
+    release_actors: Callable[[], None]
+    """Stop the actors that no stage uses."""
     show: Callable[[str, int, int, str], None]
     """Progress: stage, done, total, what."""
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from infra.actors import Pool
 from infra.bucket import Bucket
+from infra.fleet import Fleet
 from infra.ledger import snapshot_of
 from infra.types import PlaitError, Snapshot, now_utc
 from pipelines.materialise import materialise, reselect
@@ -45,23 +45,20 @@ class Services:
     cards: Cards
     progress: Progress
     resume: str
-    pools: dict[tuple[float, float], Pool] = field(default_factory=dict)
+    can_grow: bool = False
+    """Whether the cluster may add nodes: then what does not fit today is waited for."""
+    _fleet: Fleet | None = None
 
-    def pool(self, plan: StagePlan) -> Pool:
-        """Actors of the stage's size, shared by all stages of that size."""
-        placement = plan.node.placement
-        size = (placement.cpus, placement.gpus)
-        if size not in self.pools:
-            self.ray()
-            self.pools[size] = Pool(*size)
-        self.pools[size].size = placement.workers
-        return self.pools[size]
+    def fleet(self) -> Fleet:
+        """The actors of this run, shared by all its stages."""
+        if self._fleet is None:
+            self._fleet = Fleet(self.ray(), self.can_grow)
+        return self._fleet
 
-    def release_pools(self) -> None:
-        """Stop all actors, so that a job stage has the machine."""
-        for pool in self.pools.values():
-            pool.close()
-        self.pools = {}
+    def release_actors(self) -> None:
+        """Stop the actors that no stage uses, so that a job stage has the machine."""
+        if self._fleet is not None:
+            self._fleet.release()
 
 
 @dataclass
@@ -115,7 +112,7 @@ class Runner:
             self.result.error = str(error)
             raise
         finally:
-            self.services.release_pools()
+            self.services.release_actors()
             self._write_record()
             self.teller.end(self.result.ok)
         return self.result
@@ -161,7 +158,7 @@ class Runner:
 
     def _site(self) -> Site:
         services = self.services
-        return Site(self.planner, services.root, services.source, self.run_id, services.resume, services.pool, services.release_pools, services.progress.stage, self.current)  # fmt: skip  # noqa: E501
+        return Site(self.planner, services.root, services.source, self.run_id, services.resume, services.fleet, services.release_actors, services.progress.stage, self.current)  # fmt: skip  # noqa: E501
 
     def _write_record(self) -> None:
         document = {**self.record, **self.result.to_json(), "at": now_utc(), "pipeline": self.planner.graph.name}

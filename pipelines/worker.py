@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from infra.actors import Failure
+from infra.blame import Task
 from infra.bucket import Bucket
 from infra.checkpoints import download
+from infra.ledger import Folder
 from infra.listing import SourceFile
-from infra.store import Store, to_table
+from infra.store import Store, digest_of, to_table
 from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
 from pipelines.key import RowKeys
 from stages.base import RowStage
@@ -73,6 +75,9 @@ class ShardWorker:
     """Where raw content lies today; never part of a key, so that moved files cost nothing."""
     batch_rows: int
     deadline_s: float
+    folder: Folder
+    """The materialisation's folder: a whole shard's document is put here by the actor that finished it."""
+    plan_number: int
 
     def setup(self) -> None:
         """Load what the stage needs."""
@@ -122,12 +127,13 @@ class ShardWorker:
         """The stage's own method, and nothing else."""
         return self.stage.process(rows, self.tools)
 
-    def finish(self, units: Sequence[Unit], rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    def finish(self, task: Task, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Stage what was made; count the rest. Rows that do not fit the schema are their unit's fault."""
         try:
-            return self._staged(rows, outcomes)
+            result = self._staged(rows, outcomes)
         except SCHEMA_ERRORS:
-            return self._staged(rows, [self._fitting(outcome) for outcome in outcomes])
+            result = self._staged(rows, [self._fitting(outcome) for outcome in outcomes])
+        return put_shard(self.folder, self.plan_number, task.shard, result) if task.is_whole else result
 
     def _fitting(self, outcome: Outcome) -> Outcome:
         if not isinstance(outcome, list):
@@ -158,9 +164,20 @@ class ShardWorker:
             "fragments": list(staged.fragments),
             "files": dict(staged.files),
             "rows": staged.rows,
+            "digest": digest_of(pa.array([row["key"] for row in made], pa.binary(16))),
             "units": len(rows),
             "rest": left,
         }
+
+
+def put_shard(folder: Folder, plan_number: int, shard: int, result: dict[str, Any]) -> dict[str, Any]:
+    """Put a finished shard's document; the one that counts, which an earlier try may have put before it died."""
+    name = f"shard.{plan_number}.{shard}"
+    if folder.put(name, result):
+        return {**result, "is_stored": True}
+    found = folder.get(name)
+    assert found is not None
+    return {**found, "is_stored": True}
 
 
 def _left(row: Row, outcome: Outcome) -> dict[str, Any]:
