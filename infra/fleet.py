@@ -56,6 +56,7 @@ class Fleet:
         self._free: list[tuple[Size, Any]] = []
         self._capacity: Mapping[str, float] = {}
         self._looked = float("-inf")
+        self.stopped: BaseException | None = None
         self._allotted: tuple[Any, list[int]] = ((), [])
 
     def map(
@@ -92,6 +93,10 @@ class Fleet:
             self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
         for host in hosts:
             self._ray.kill(host)
+
+    def stop(self, why: BaseException) -> None:
+        """End every stage that works now, with that error; finished shards are kept."""
+        self.stopped = why
 
     def adjust(self, lane: _Lane) -> tuple[int, list[tuple[Any, bool]]]:
         """How many actors this stage may have now, and those that it gets at once, each with whether it is new."""
@@ -185,6 +190,8 @@ class _Lane:
     def work(self, on_shard: Callable[[int, list[dict[str, Any]]], None]) -> list[str]:
         """Until every task has ended."""
         while self.queue or self.running:
+            if self.fleet.stopped is not None:
+                raise self.fleet.stopped
             self._adjust()
             while self.queue and self.idle:
                 task = self.queue.popleft()

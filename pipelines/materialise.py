@@ -46,6 +46,8 @@ def materialise(site: Site, plan: StagePlan) -> Made:
         made = run_rows(site, plan, folder) if isinstance(stage, RowStage) else run_job(site, plan, folder)
         seconds = round(time.monotonic() - started, 3)
         done = made.done | {"seconds": seconds, "kept": plan.keep or 0, "computed": made.computed, "at": now_utc()}
+        if site.wave:
+            done["wave"] = site.wave
         return _publish_done(folder, done, made)
     finally:
         claim.release()

@@ -38,6 +38,8 @@ class Site:
 
     current: Mapping[str, Snapshot | None]
     """The snapshots that this run stands on so far."""
+    wave: str | None = None
+    """Which wave this is, unless it is the last one: then it is what one go would have made."""
 
     @property
     def store(self) -> Store:

@@ -143,7 +143,8 @@ class _Budget:
         if bad and self.num_bad > max(BUDGET_FLOOR_UNITS, self.share * self.total):
             raise RunError(
                 f"{self.name} quarantined {self.num_bad} of {self.total} units, over its error budget"
-                f" ({self.share:.0%}; the last one: {bad[-1]}): fix the cause and run again with --force, or raise cluster.error_budget"
+                f" ({self.share:.0%}; the last one: {bad[-1]}): fix the cause and run again with --force,"
+                " or raise cluster.error_budget"
             )
 
 

@@ -13,6 +13,7 @@ import typer
 
 from infra.types import PlaitError, UserError
 from pipelines.cli import look, work
+from pipelines.plan import DEFAULT_LAG
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +35,10 @@ To = Annotated[str | None, typer.Option("--to", help="Run this stage and all tha
 Force = Annotated[bool, typer.Option("--force", help="Compute also what is fresh.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N files, ordered by H(path).")]
 Refresh = Annotated[list[str] | None, typer.Option(help="Let this held stage see its inputs as they are now.")]
+Waves = Annotated[
+    int | None, typer.Option("--wave", min=1, help="Stream the input through the stages, so many files at a time.")
+]
+Lag = Annotated[int, typer.Option(min=1, help="With --wave: finished waves that may wait for a reader.")]
 Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined units again, and only those.")]
 
 
@@ -54,7 +59,7 @@ def plan(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - a flag each
     overrides: Overrides = None,
     only: Only = None,
     start: From = None,
@@ -63,11 +68,13 @@ def run(
     limit: Limit = None,
     refresh: Refresh = None,
     retry_quarantined: Retry = False,
+    wave: Waves = None,
+    lag: Lag = DEFAULT_LAG,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
     json: Json = False,
 ) -> None:
     """Bring every stage to its newest state; after a crash, the same command goes on."""
-    asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined)
+    asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined, wave, lag)
     if dry_run:
         work.plan(overrides or [], asked, json)
     else:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from infra.types import PlaitError, UserError, without_secrets
 from pipelines.cli import show
-from pipelines.plan import Ask
+from pipelines.plan import DEFAULT_LAG, Ask
 
 
 def ask(
@@ -21,11 +21,15 @@ def ask(
     limit: int | None,
     refresh: list[str] | None,
     retry: bool,
+    wave: int | None = None,
+    lag: int = DEFAULT_LAG,
 ) -> Ask:
     """The flags as one value."""
+    if wave and (only or start or force or retry):
+        raise UserError("--wave goes with --to, --limit and --refresh alone: leave out --only, --from, --force and --retry-quarantined")  # fmt: skip  # noqa: E501
     if only and (start or to):
         raise UserError("--only goes with neither --from nor --to: --only S runs S alone, --from S --to T a stretch")
-    return Ask(only, start, to, force, limit, tuple(refresh or ()), retry)
+    return Ask(only, start, to, force, limit, tuple(refresh or ()), retry, wave, lag)
 
 
 def _planner(made: Any, asked: Ask, source: Any) -> Any:
