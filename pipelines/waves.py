@@ -5,9 +5,9 @@ i * N files: an increment on its own wave i - 1, under a key of its own, with a 
 resumes as any other, and the last wave *is* what one go would have made, key for key.
 
 A stage starts its wave i when its inputs have theirs and it has its own wave i - 1, and while at most `lag` of its
-finished waves wait for the slowest stage that reads it. Stages that need the whole set (job stages, and what reads one of those as a side
-input) are left to the runner, after the last wave; a job stage that is held and has been made before stands still,
-so what reads it goes along.
+finished waves wait for the slowest stage that reads it. Stages that need the whole set (job stages, and what reads one
+of those as a side input) are left to the runner, after the last wave; a job stage that is held and has been made
+before stands still, so what reads it goes along.
 """
 
 from __future__ import annotations

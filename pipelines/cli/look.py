@@ -263,3 +263,25 @@ def gc(overrides: Sequence[str], delete: bool, as_json: bool) -> None:
     if as_json:
         rows = [{"path": g.path, "size_bytes": g.size_bytes, "why": g.why} for g in garbage]
         show.emit({"garbage": rows, "deleted": delete, "freed_bytes": freed})
+
+
+def compact(arguments: Sequence[str], as_json: bool) -> None:
+    """Write the standing versions of all datasets, or of those named, as fewer files."""
+    from pipelines import compaction
+
+    names = [a for a in arguments if "=" not in a]
+    _, standing = _standing([a for a in arguments if "=" in a])
+    rows: list[dict[str, Any]] = []
+    for name in names or standing.order():
+        done = standing.done(name)
+        before = compaction.num_fragments(standing, done)
+        compaction.rewrite(standing, done)
+        after = compaction.num_fragments(standing, standing.ledger.folder(name, done["key"]).done() or done)
+        rows.append({"dataset": name, "rows": done["rows_out"], "fragments_before": before, "fragments": after})
+    console = show.out(as_json)
+    lines = [[r["dataset"], r["rows"], r["fragments_before"], r["fragments"]] for r in rows]
+    console.print(show.table("Compaction", ("dataset", "rows", "fragments before", "now"), lines))
+    if any(r["fragments"] != r["fragments_before"] for r in rows):
+        console.print("The old files go with `plait gc --yes`.", markup=False)
+    if as_json:
+        show.emit({"datasets": rows})

@@ -163,6 +163,14 @@ def gc(
 
 
 @app.command()
+def compact(
+    arguments: Annotated[list[str] | None, typer.Argument(help="STAGE ..., then overrides.")] = None, json: Json = False
+) -> None:
+    """Write the standing versions as fewer files; keys and bytes stay, nothing goes stale."""
+    look.compact(arguments or [], json)
+
+
+@app.command()
 def sync(overrides: Overrides = None, json: Json = False) -> None:
     """Tell MLflow of every materialisation that it does not know yet, from the ledger."""
     work.sync(overrides or [], json)
