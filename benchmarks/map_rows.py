@@ -57,11 +57,11 @@ def ray_data(folder: Path, num_rows: int, batches: bool) -> None:
 
 def measure(folder: Path, num_rows: int, runs: int, placement: Placement) -> dict[str, list[float]]:
     """Wall seconds of each contestant."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # Ray Data tells of each run
     ray = private_ray()
-    import ray.data
+    from ray.data import DataContext
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().enable_progress_bars = False
     bench = Bench(folder / "bench", lambda: ray, placement)
     bench.sources(NUM_FILES)
     numbers = Numbers(num_rows=num_rows // NUM_FILES)

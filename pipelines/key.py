@@ -45,8 +45,13 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+_BLAKE2B = hashlib.blake2b(digest_size=16, person=b"plait")
+
+
 def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16, person=b"plait").digest()
+    state = _BLAKE2B.copy()  # a third cheaper than a new one with its parameters
+    state.update(text.encode())
+    return state.digest()
 
 
 def recipe_tree(stage: Stage, sides: Mapping[str, str]) -> dict[str, Any]:
@@ -90,21 +95,24 @@ class RowKeys:
         self.dataset = stage.writes
         self.content = stage.content
         self._head = f"[{_text(stage.writes)},"
-        self._recipe = _text(recipe)
+        self._pure_head = f"{self._head}{_text(recipe)}," if stage.content is None else None
         self._seen: dict[bytes, int] = {}
 
     def assign(self, parents: Sequence[bytes], rows: Sequence[Row]) -> list[bytes]:
         """Keys of all the rows that one unit gave, in order."""
-        self._seen = {}
-        return [self.next(parents, row) for row in rows]
+        if self._pure_head is None:
+            self._seen = {}
+            return [self.next(parents, row) for row in rows]
+        bare = _hash(f"{self._pure_head}{_hexes(parents)}]").hex()
+        return [_hash(f'[{{"hex":"{bare}"}},{ordinal}]') for ordinal in range(len(rows))]
 
     def next(self, parents: Sequence[bytes], row: Row) -> bytes:
         """Key of the next row, for stages whose rows come as a stream."""
-        named = self._recipe if self.content is None else self._named(row)
-        bare = _hash(f"{self._head}{named},[{','.join([_hex(parent) for parent in parents])}]]")
+        head = self._pure_head or f"{self._head}{self._named(row)},"
+        bare = _hash(f"{head}{_hexes(parents)}]")
         ordinal = self._seen.get(bare, 0)
         self._seen[bare] = ordinal + 1
-        return _hash(f"[{_hex(bare)},{ordinal}]")
+        return _hash(f'[{{"hex":"{bare.hex()}"}},{ordinal}]')
 
     def _named(self, row: Row) -> str:
         values = [row[c] for c in self.content or ()]
@@ -121,5 +129,7 @@ def _text(value: Any) -> str:
     return repr(value) if kind is int else _dumps(canonical(value))
 
 
-def _hex(data: bytes) -> str:
-    return f'{{"hex":"{data.hex()}"}}'
+def _hexes(keys: Sequence[bytes]) -> str:
+    if len(keys) == 1:
+        return f'[{{"hex":"{keys[0].hex()}"}}]'
+    return f"[{','.join([_hexes([key])[1:-1] for key in keys])}]"

@@ -70,7 +70,7 @@ def test_content_keys_count_only_among_equals():
 
 
 class Named(Words):
-    writes = "na\u00efve \"words\""
+    writes = 'na\u00efve "words"'
     content = ("a", "b")
 
 
