@@ -21,8 +21,8 @@ class Placement:
     """GPUs per actor."""
     batch_rows: int = 16
     """Rows handed to `process` at once."""
-    shard_rows: int = 64
-    """Units per shard: aim at one to five minutes of work."""
+    shard_rows: int | None = None
+    """Units per shard: aim at one to five minutes of work. Unset: by their number, see `shards.default_rows`."""
     deadline_s: float = 300.0
     """Longest a row may take; a batch gets this times its rows."""
     error_budget: float = 0.5
@@ -30,7 +30,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch_rows", "shard_rows", "deadline_s"):
-            if getattr(self, name) <= 0:
+            if (value := getattr(self, name)) is not None and value <= 0:
                 raise UserError(f"a placement's {name} is {getattr(self, name)}: give a number above 0")
         if self.cpus < 0 or self.gpus < 0 or not 0 <= self.error_budget <= 1:
             raise UserError("a placement's cpus and gpus are 0 or more, its error_budget is between 0 and 1")
