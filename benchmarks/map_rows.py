@@ -1,6 +1,6 @@
 """A map of N rows (an int column plus one): plait against Ray Data on the same private Ray, 2 CPUs.
 
-    python -m benchmarks.map_rows [--rows 1000000] [--runs 5] [--shard-rows N]
+    python -m benchmarks.map_rows [--rows 1000000] [--runs 5] [--shard-rows 16384]
 
 plait's stage API is Python per row, so Ray Data's `map` (a function of a row) is the like-for-like; `map_batches`
 (a function of a NumPy batch) is printed beside it, since that is what its manual recommends.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,6 +28,8 @@ from infra.types import Snapshot
 from pipelines.graph import Placement
 
 NUM_FILES = 10
+PLAIT = "plait, big shards"
+DEFAULT = "plait, default placement"
 
 
 def write_parquet(bench: Bench, snapshot: Snapshot, folder: Path) -> None:
@@ -67,13 +70,15 @@ def measure(folder: Path, num_rows: int, runs: int, placement: Placement) -> dic
     numbers = Numbers(num_rows=num_rows // NUM_FILES)
     bench.run(numbers)
 
-    def plait(number: int) -> None:
-        made: Any = bench.run(numbers, Plus1(again=number)).stages[-1]
+    def plait(again: int, placed: Placement) -> None:
+        bench.placement = placed
+        made: Any = bench.run(numbers, Plus1(again=again)).stages[-1]
         assert made["rows_out"] == num_rows and made["state"] == "done", made
 
     write_parquet(bench, bench.snapshot("numbers"), folder / "parquet")
     contestants = {
-        "plait": plait,
+        PLAIT: lambda number: plait(number, placement),
+        DEFAULT: lambda number: plait(-1 - number, Placement(workers=2)),
         "Ray Data map": lambda _: ray_data(folder, num_rows, batches=False),
         "Ray Data map_batches": lambda _: ray_data(folder, num_rows, batches=True),
     }
@@ -85,19 +90,20 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rows", type=int, default=1_000_000)
     arguments.add_argument("--runs", type=int, default=5)
-    arguments.add_argument("--shard-rows", type=int, default=None)
-    arguments.add_argument("--batch-rows", type=int, default=None)
+    arguments.add_argument("--shard-rows", type=int, default=16_384, help="units per shard, and per call of process")
     given = arguments.parse_args()
-    chosen = {"shard_rows": given.shard_rows, "batch_rows": given.batch_rows}
-    placement = Placement(workers=2, **{name: value for name, value in chosen.items() if value})
+    placement = Placement(workers=2, shard_rows=given.shard_rows, batch_rows=given.shard_rows)
     print(machine("ray", "pylance", "pyarrow"))
     with tempfile.TemporaryDirectory(prefix="plait-bench-") as folder:
         seconds = measure(Path(folder), given.rows, given.runs, placement)
     rates = {name: [given.rows / s for s in found] for name, found in seconds.items()}
-    print(row("plait", rates["plait"], "rows/s"))
+    print(row(PLAIT, rates[PLAIT], "rows/s"))
+    print(row(DEFAULT, rates[DEFAULT], "rows/s"))
     for name in ("Ray Data map", "Ray Data map_batches"):
         print(row(name, rates[name], "rows/s"))
-        print(row(f"    plait over {name}", rates["plait"], "rows/s", rates[name]))
+        print(row(f"    plait over {name}", rates[PLAIT], "rows/s", rates[name]))
+        print(row(f"    default placement over {name}", rates[DEFAULT], "rows/s", rates[name]))
+    print(f"load after {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
