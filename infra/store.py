@@ -60,13 +60,31 @@ def declared(own: pa.Schema) -> pa.Schema:
 
 def to_table(rows: Sequence[Mapping[str, Any]], own: pa.Schema) -> pa.Table:
     """Rows with key, parents and label as a table in the dataset's schema."""
-    schema = full_schema(own)
-    blobs = {f.name for f in own if is_blob(f)}
-    columns = []
-    for field in schema:
+    keys, parents, labels = ([row[field.name] for row in rows] for field in (KEY, PARENTS, LABEL))
+    return table_of(keys, parents, labels, rows, own)
+
+
+def table_of(
+    keys: Sequence[bytes],
+    parents: Sequence[Sequence[bytes]],
+    labels: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    own: pa.Schema,
+) -> pa.Table:
+    """As `to_table`, for rows that hold the stage's own columns alone."""
+    columns: list[Any] = [pa.array(keys, KEY.type), pa.array(parents, PARENTS.type), pa.array(labels, LABEL.type)]
+    for field in own:
         values = [row[field.name] for row in rows]
-        columns.append(lance.blob_array(values) if field.name in blobs else pa.array(values, field.type))
-    return pa.table(columns, schema=schema)
+        columns.append(lance.blob_array(values) if is_blob(field) else pa.array(values, field.type))
+    return pa.table(columns, schema=full_schema(own))
+
+
+def values_of(column: pa.ChunkedArray) -> list[Any]:
+    """A column as Python values; keys are cut out of their buffer, without an Arrow scalar for each."""
+    if column.type != KEY.type or column.null_count:
+        return column.to_pylist()
+    data = key_words(column).tobytes()
+    return [data[at : at + 16] for at in range(0, len(data), 16)]
 
 
 def sum_of_digests(digests: Iterable[str]) -> str:
@@ -107,6 +125,12 @@ def key_words(keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.uint64)
 
 
+def _are_distinct(words: np.ndarray) -> bool:
+    """Whether no key stands twice: sorted by one half (fast), and by both only where that leaves a doubt."""
+    first = np.sort(words[:, 0])
+    return not np.any(first[1:] == first[:-1]) or len(np.unique(words, axis=0)) == len(words)
+
+
 def _mix(word: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -130,6 +154,7 @@ class Store:
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
+        self._taken_from: tuple[Snapshot, lance.LanceDataset] | None = None
 
     def uri(self, dataset: str) -> str:
         """Address of a dataset."""
@@ -162,7 +187,9 @@ class Store:
 
     def take(self, snapshot: Snapshot, positions: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """Rows at positions of the snapshot's order; blob columns as bytes."""
-        dataset = self.open(snapshot)
+        if self._taken_from is None or self._taken_from[0] != snapshot:
+            self._taken_from = snapshot, self.open(snapshot)  # shard after shard reads the same pinned version
+        dataset = self._taken_from[1]
         blobs = [f.name for f in dataset.schema if isinstance(f.type, pa.ExtensionType) and f.name in columns]
         plain = [c for c in columns if c not in blobs]
         table = dataset.take(list(positions), columns=plain or ["key"])
@@ -191,12 +218,14 @@ class Store:
 
     def stage(self, dataset: str, rows: Sequence[Mapping[str, Any]], own: pa.Schema) -> Staged:
         """Write rows as fragments that no version names yet."""
-        if not rows:
-            return Staged((), {}, 0)
-        return self.stage_batches(dataset, to_table(rows, own).to_reader(), own)
+        return self.stage_table(dataset, to_table(rows, own), own)
+
+    def stage_table(self, dataset: str, table: pa.Table, own: pa.Schema) -> Staged:
+        """As `stage`, for a table already in the dataset's schema."""
+        return self.stage_batches(dataset, table.to_reader(), own) if table.num_rows else Staged((), {}, 0)
 
     def stage_batches(self, dataset: str, batches: pa.RecordBatchReader, own: pa.Schema) -> Staged:
-        """As `stage`, for a stream of batches in the dataset's schema."""
+        """As `stage`, for a stream of batches in the dataset's schema; it must hold a row."""
         fragments = write_fragments(
             batches,
             self.uri(dataset),
@@ -241,7 +270,7 @@ class Store:
     def snapshot(self, dataset: str, version: int) -> Snapshot:
         """Read a published version back: its keys must be unique; their digest names it."""
         keys = self.at(dataset, version).to_table(columns=["key"])["key"]
-        if len(keys.unique()) != len(keys):
+        if not _are_distinct(key_words(keys)):
             raise RunError(f"{dataset}@{version} has the same key twice: the stage's `content` does not name its rows")
         return Snapshot(dataset, self.uri(dataset), version, digest_of(keys), len(keys))
 

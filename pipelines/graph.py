@@ -25,8 +25,8 @@ class Placement:
     """Custom resources of the Ray cluster per actor, by name."""
     batch_rows: int = 16
     """Rows handed to `process` at once."""
-    shard_rows: int = 64
-    """Units per shard: aim at one to five minutes of work."""
+    shard_rows: int | None = None
+    """Units per shard: aim at one to five minutes of work. Unset: by their number, see `shards.default_rows`."""
     deadline_s: float = 300.0
     """Longest a row may take; a batch gets this times its rows."""
     error_budget: float = 0.5
@@ -34,7 +34,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         for name in ("workers", "min_workers", "batch_rows", "shard_rows", "deadline_s"):
-            if getattr(self, name) <= 0:
+            if (value := getattr(self, name)) is not None and value <= 0:
                 raise UserError(f"a placement's {name} is {getattr(self, name)}: give a number above 0")
         if self.min_workers > self.workers:
             raise UserError(f"a placement's min_workers is {self.min_workers}, above its workers ({self.workers}): lower it")  # fmt: skip  # noqa: E501

@@ -58,7 +58,8 @@ def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
         if found.intent == intent:
             return found
     number = folder.last("plan") + 1
-    data = shards.make(plan, intent, site.store.head(plan.name), plan.node.placement.shard_rows)
+    default = shards.default_rows(plan.node.stage, site.planner.graph, plan.compute or 0)
+    data = shards.make(plan, intent, site.store.head(plan.name), plan.node.placement.shard_rows or default)
     folder.put_bytes(f"plan.{number}", data)
     return shards.read(folder, number)
 

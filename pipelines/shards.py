@@ -10,19 +10,22 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.ledger import Folder
-from infra.store import key_words
+from infra.store import is_blob
 from infra.types import Snapshot
+from pipelines.graph import Graph
 from pipelines.plan import LISTING, StagePlan
 from pipelines.worker import Unit
+from stages.base import Stage
 
 HEADER = b"plait.plan"
+MIN_ROWS = 64
+MAX_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,32 @@ class ShardPlan:
     shards: tuple[tuple[Unit, ...], ...]
 
 
+def default_rows(stage: Stage, graph: Graph, num_units: int) -> int:
+    """Units per shard where the placement says nothing.
+
+    A shard costs about 5 ms beside its rows, and is the most that a crash costs each worker: so from 64 units on
+    about a thousand shards, of up to 1,024 units each, and of more only where there would be over 10,000 fragments
+    to commit. Where media pass through the worker it stays at 64, since a shard is held in memory.
+    """
+    read = {name: graph.node(edge.dataset).stage.schema for edge in stage.inputs for name in edge.columns}
+    fields = [*stage.schema, *(schema.field(name) for name, schema in read.items() if name in schema.names)]
+    if getattr(stage, "reads_raw", False) or any(is_blob(field) for field in fields):
+        return MIN_ROWS
+    return max(MIN_ROWS, min(1024, num_units // 1024), num_units // MAX_SHARDS)
+
+
 def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int) -> bytes:
-    """The plan file: units to compute in order of their keys (which are uniform, so shards are mixed alike)."""
+    """The plan file: units to compute in order of their positions, so that a shard reads neighbouring rows.
+
+    In order of their keys each row of a shard would lie in another file (measured: docs/benchmarks.md).
+    """
     edges = np.concatenate(
         [np.full(len(u.keys), i, np.int32) for i, u in enumerate(plan.units)] or [np.zeros(0, np.int32)]
     )
     positions = np.concatenate([u.positions for u in plan.units] or [np.zeros(0, np.int64)])
     keys = pa.concat_arrays([u.keys for u in plan.units])
     compute = plan.difference.compute if plan.difference is not None else np.arange(len(keys))
-    words = key_words(keys.take(pa.array(compute)))
-    compute = compute[np.lexsort((words[:, 1], words[:, 0]))]
+    compute = compute[np.lexsort((positions[compute], edges[compute]))]
     at = pa.array(compute)
     table = pa.table(
         {
@@ -82,13 +101,13 @@ def read(folder: Folder, number: int) -> ShardPlan:
     """Read `plan.N` back."""
     table = pq.read_table(io.BytesIO(folder.get_bytes(f"plan.{number}")))
     header = json.loads(table.schema.metadata[HEADER])
-    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
-    shards: dict[int, list[Unit]] = {}
-    for i, shard in enumerate(columns["shard"]):
-        unit: Unit = (columns["edge"][i], columns["position"][i])
-        if header["listing"]:
-            unit = (LISTING, columns["path"][i], columns["size_bytes"][i], columns["stamp"][i], columns["key"][i])
-        shards.setdefault(shard, []).append(unit)
+    lists = [table[name].to_pylist() for name in ("edge", "position")]
+    if header["listing"]:
+        listed = [table[name].to_pylist() for name in ("path", "size_bytes", "stamp", "key")]
+        lists = [[LISTING] * table.num_rows, *listed]
+    units: list[Unit] = list(zip(*lists, strict=True))
+    counts = np.bincount(np.asarray(table["shard"]))
+    bounds = zip(counts.tolist(), np.cumsum(counts).tolist(), strict=True)
     return ShardPlan(
         number,
         header["intent"],
@@ -97,5 +116,5 @@ def read(folder: Folder, number: int) -> ShardPlan:
         header["base_version"],
         header["head"],
         table["key"].combine_chunks() if table.num_rows else pa.array([], pa.binary(16)),
-        tuple(tuple(shards[i]) for i in sorted(shards)),
+        tuple(tuple(units[end - count : end]) for count, end in bounds),
     )

@@ -69,6 +69,39 @@ def test_content_keys_count_only_among_equals():
     assert keys.assign([b"q" * 16], [{"word": "a"}])[0] != a
 
 
+class Named(Words):
+    writes = 'na\u00efve "words"'
+    content = ("a", "b")
+
+
+INTEGRAL = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.lists(st.integers() | st.text())
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), max_size=3), st.lists(st.tuples(INTEGRAL, INTEGRAL), max_size=4))
+def test_row_keys_are_the_hash_of_the_canonical_json_of_their_parts(parents, values):
+    counted = {}
+    expected = []
+    for value in values:
+        bare = hash16(Named.writes, list(value), list(parents))
+        counted[bare] = counted.get(bare, -1) + 1
+        expected.append(hash16(bare, counted[bare]))
+    rows = [{"a": a, "b": b} for a, b in values]
+    assert RowKeys(Named(), "recipe").assign(parents, rows) == expected
+    pure = [hash16(hash16("lengths", "rec\u00e9", list(parents)), i) for i in range(len(rows))]
+    assert RowKeys(Lengths(), "rec\u00e9").assign(parents, rows) == pure
+
+
+def test_the_name_of_a_row_does_not_change_between_releases():
+    parent = [bytes(range(16))]
+    by_content = RowKeys(Words(), "r").assign(parent, [{"word": "a"}, {"word": "a"}])
+    pure = RowKeys(Lengths(), "r").assign(parent, [{}])
+    assert [k.hex() for k in by_content + pure] == [
+        "07a212a94f35a6cc89960f978831d48e",
+        "7ef9a63c05fb003d25fe957ceb102bc7",
+        "245c3686791c6ca0370597b810f87b79",
+    ]
+
+
 def test_pure_keys_hold_the_recipe():
     parent = [b"p" * 16]
     assert RowKeys(Lengths(), "r1").assign(parent, [{}]) != RowKeys(Lengths(), "r2").assign(parent, [{}])
