@@ -20,6 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from infra.capture import capture
 from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
 
 CLOSE_S = 5.0
@@ -109,7 +110,12 @@ class Host:
             self.worker, self.token = None, None
 
     def run(self, token: str, worker: Worker, task: Task) -> dict[str, Any]:
-        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}."""
+        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}; and "log", what was said."""
+        with capture() as said:
+            answer = self._answer(token, worker, task)
+        return {**answer, "log": said.report()}
+
+    def _answer(self, token: str, worker: Worker, task: Task) -> dict[str, Any]:
         try:
             if self.token != token:
                 self.close()
@@ -206,8 +212,13 @@ class Pool:
         worker: Worker,
         shards: Iterable[tuple[int, Sequence[Any]]],
         on_shard: Callable[[int, list[dict[str, Any]]], None],
+        on_log: Callable[[dict[str, Any]], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
     ) -> list[str]:
-        """Run every shard; `on_shard(number, results)` as each ends. Returns the sentences of transient failures."""
+        """Run every shard; `on_shard(number, results)` as each ends. Returns the sentences of transient failures.
+
+        `on_log` is handed what each task printed and logged; `check` is called every POLL_S and may raise to stop.
+        """
         queue = deque(Task(number, tuple(units)) for number, units in shards)
         state = {task.shard: _Shard() for task in queue}
         sentences: dict[int, str] = {}
@@ -217,6 +228,7 @@ class Pool:
             self.hosts.append(self._make())
         idle = deque(self.hosts[: self.size])
         while queue or running:
+            check()
             while queue and idle:
                 task = queue.popleft()
                 if task.shard not in sentences:
@@ -226,6 +238,8 @@ class Pool:
                 continue
             task, host, answer = ended
             idle.append(host)
+            if "log" in answer:
+                on_log(answer["log"])
             if "transient" in answer:
                 sentences[task.shard] = answer["transient"]
             elif "parts" in answer:
@@ -264,7 +278,7 @@ class Pool:
         except exceptions.RayTaskError as error:
             raise RunError(f"a worker failed outside any row ({error.cause}): fix the cause, then run the same command again") from error  # fmt: skip  # noqa: E501
         if "hung" in answer:
-            return self._replace(host), {"parts": _after_hang(task, answer["hung"])}
+            return self._replace(host), {"parts": _after_hang(task, answer["hung"]), "log": answer["log"]}
         return host, answer
 
     def _replace(self, host: Any) -> Any:

@@ -13,6 +13,7 @@ from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.faults import crash_point
 from infra.ledger import Folder
+from infra.runs import OpenRun
 from infra.store import Store
 from infra.types import Snapshot
 from pipelines import rest
@@ -26,9 +27,8 @@ class Site:
     planner: Planner
     root: Bucket
     source: Bucket | None
-    run_id: str
-    resume: str
-    """The command that goes on after a failure."""
+    run: OpenRun
+    """Who asked for it: its log, and whether it is to stop."""
     pool: Callable[[StagePlan], Pool]
     release_pools: Callable[[], None]
     show: Callable[[str, int, int, str], None]
@@ -36,6 +36,16 @@ class Site:
 
     current: Mapping[str, Snapshot | None]
     """The snapshots that this run stands on so far."""
+
+    @property
+    def run_id(self) -> str:
+        """Of the run."""
+        return self.run.run_id
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on after a failure."""
+        return self.run.resume
 
     @property
     def store(self) -> Store:

@@ -91,6 +91,7 @@ def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.
         folder.put(f"shard.{shard_plan.number}.{number}", result)
         crash_point("shard", plan.name)
         computed += result["units"]
+        site.run.left(plan.name, result["rest"])
         bad.extend(_bad(result))
         site.show(plan.name, computed, total, "")
         _check_budget(plan, shard_plan, bad)
@@ -98,7 +99,7 @@ def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.
     if not todo:
         return 0
     site.show(plan.name, 0, total, "")
-    sentences = site.pool(plan).map(f"{plan.key}.{shard_plan.number}", worker, todo, on_shard)
+    sentences = site.pool(plan).map(f"{plan.key}.{shard_plan.number}", worker, todo, on_shard, on_log=lambda said: site.run.heard(plan.name, said), check=site.run.check)  # fmt: skip  # noqa: E501
     if sentences:
         raise RunError(f"{plan.name} left {len(sentences)} of {len(todo)} shards undone ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
     return computed

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.ledger import snapshot_of
+from infra.runs import OpenRun
 from infra.types import PlaitError, Snapshot, now_utc
 from pipelines.materialise import materialise, reselect
 from pipelines.plan import Ask, Planner, StagePlan
 from pipelines.publish import Site
-from pipelines.report import entry
+from pipelines.report import COUNTS, entry
 from pipelines.tell import Cards, Teller
 
 
@@ -100,25 +101,40 @@ class Runner:
         self.run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}"
         self.current: dict[str, Snapshot | None] = {}
         self.result = Result(self.run_id, services.root.uri)
+        self.open = OpenRun(services.root, self.run_id, self.record.get("command", []), services.resume)
         self.teller = Teller(planner.ledger, planner.store, services.cards, services.tracker)
 
     def run(self) -> Result:
         """Every stage in order; the first error ends the run with its sentence, and what is published stays."""
+        self.open.open()
         try:
             for node in self.planner.graph:
+                self.open.check()
                 plan = self.planner.plan(node, self.current)
                 if plan.warning:
-                    self.services.progress.note(plan.warning)
+                    self._note(plan.warning)
                 self._stage(plan)
             self.result.ok = True
         except PlaitError as error:
             self.result.error = str(error)
             raise
         finally:
-            self.services.release_pools()
-            self._write_record()
-            self.teller.end(self.result.ok)
+            self._end()
         return self.result
+
+    def _end(self) -> None:
+        """The actors, the log, the record, MLflow: in this order, since the record says that the run has ended."""
+        stopped = self.open.stopping() and not self.result.ok
+        self.services.release_pools()
+        how = "well" if self.result.ok else self.result.error or "cut off in between"
+        self.open.say(f"the run ends: {how}", level="info" if self.result.ok else "error")
+        self.open.close()
+        self._write_record()
+        self.teller.end("FINISHED" if self.result.ok else "KILLED" if stopped else "FAILED")
+
+    def _note(self, sentence: str) -> None:
+        self.services.progress.note(sentence)
+        self.open.say(sentence, level="warning")
 
     def _stage(self, plan: StagePlan) -> None:
         if plan.state == "unknown":
@@ -128,9 +144,11 @@ class Runner:
             done = reselect(self.planner, plan) if plan.state == "fresh" else plan.done or self.planner.stood(plan.name)
             self._add(plan, done, plan.state, 0, plan.keep or 0)
             return
+        self.open.say(f"{plan.state}: {plan.compute} units to compute, {plan.keep or 0} kept", plan.name)
         try:
             made = materialise(self._site(), plan)
         except PlaitError as error:
+            self.open.say(str(error), plan.name, level="error")
             self.result.stages.append(entry(plan, None, "failed", 0, 0, None) | {"error": str(error)})
             raise
         self.planner.forget_cache()
@@ -146,6 +164,8 @@ class Runner:
         if done and plan.name == "model" and done["snapshot"]["rows"]:
             new["checkpoint"] = self.last_checkpoint(snapshot_of(done))
         self.result.stages.append(new)
+        counts = ", ".join(f"{new[name]} {name}" for name in COUNTS if new[name])
+        self.open.say(f"{state}: {counts}; {new['seconds']} s", plan.name)
         self.services.progress.finished(new)
 
     def last_checkpoint(self, snapshot: Snapshot) -> str:
@@ -157,11 +177,11 @@ class Runner:
         """Tell MLflow, also of what an earlier run published and did not live to tell."""
         before = self.teller.trouble
         if not self.teller.tell(done) and self.teller.trouble != before:
-            self.services.progress.note(f"{self.teller.trouble}; the run goes on, `plait sync` tells it later")
+            self._note(f"{self.teller.trouble}; the run goes on, `plait sync` tells it later")
 
     def _site(self) -> Site:
         services = self.services
-        return Site(self.planner, services.root, services.source, self.run_id, services.resume, services.pool, services.release_pools, services.progress.stage, self.current)  # fmt: skip  # noqa: E501
+        return Site(self.planner, services.root, services.source, self.open, services.pool, services.release_pools, services.progress.stage, self.current)  # fmt: skip  # noqa: E501
 
     def _write_record(self) -> None:
         document = {**self.record, **self.result.to_json(), "at": now_utc(), "pipeline": self.planner.graph.name}

@@ -29,21 +29,28 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def status(overrides: Sequence[str], as_json: bool) -> None:
     """The funnel of the last run."""
+    from infra.runs import Runs
+
     made, standing = _standing(overrides)
     last = standing.last_run
     by_name = {s["name"]: s for s in (last or {}).get("stages", [])}
     stages = [_status_entry(standing, name, by_name.get(name)) for name in standing.order()]
     stages += [s for s in by_name.values() if s["name"] not in standing.dones]
     evals = standing.dones.get("evals")
+    going = Runs(made.root).going()
     document: dict[str, Any] = {
         "ok": bool(last and last["ok"]),
         "run_id": last["run_id"] if last else None,
         "root": made.root.uri,
+        "running": going,
         "stages": [{k: v for k, v in s.items() if k not in ("key", "metrics", "reasons")} for s in stages],
         "evaluation": evals["metrics"] if evals else {},
         "checkpoint": standing.checkpoint(),
     }
     console = show.out(as_json)
+    for run in going:
+        said = f"Going on: {run['run_id']} on {run['host']} (process {run['pid']}) since {run['at'][:19]}, plait"
+        console.print(f"{said} {' '.join(run['command'])}", markup=False, soft_wrap=True)
     if not stages:
         console.print(f"Nothing has been made under {made.root.uri} yet: `plait run` makes it.", markup=False)
     else:

@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import typer
 
 from infra.types import PlaitError, UserError
-from pipelines.cli import look, work
+from pipelines.cli import going, look, work
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +34,9 @@ To = Annotated[str | None, typer.Option("--to", help="Run this stage and all tha
 Force = Annotated[bool, typer.Option("--force", help="Compute also what is fresh.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N files, ordered by H(path).")]
 Refresh = Annotated[list[str] | None, typer.Option(help="Let this held stage see its inputs as they are now.")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster's head; unset: RAY_ADDRESS, else a Ray of its own.")
+]
 Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined units again, and only those.")]
 
 
@@ -54,7 +57,7 @@ def plan(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - one argument per option
     overrides: Overrides = None,
     only: Only = None,
     start: From = None,
@@ -63,6 +66,7 @@ def run(
     limit: Limit = None,
     refresh: Refresh = None,
     retry_quarantined: Retry = False,
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
     json: Json = False,
 ) -> None:
@@ -71,7 +75,28 @@ def run(
     if dry_run:
         work.plan(overrides or [], asked, json)
     else:
-        work.run(overrides or [], asked, json)
+        work.run([*(overrides or []), *work.at(address)], asked, json)
+
+
+@app.command()
+def logs(
+    arguments: Annotated[list[str] | None, typer.Argument(help="STAGE, then overrides.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A run's id, or a unique beginning; the latest one otherwise.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+    json: Json = False,
+) -> None:
+    """What a run, or one stage of it, said: from the bucket alone."""
+    going.logs(arguments or [], run, follow, json)
+
+
+@app.command()
+def cancel(
+    arguments: Annotated[list[str] | None, typer.Argument(help="RUN, then overrides.")] = None, json: Json = False
+) -> None:
+    """Ask a run that is going on to stop, from any host that sees the root; finished shards are kept."""
+    going.cancel(arguments or [], json)
 
 
 @app.command()
@@ -125,9 +150,9 @@ def diff(
 
 
 @app.command()
-def doctor(overrides: Overrides = None, json: Json = False) -> None:
+def doctor(overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
     """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
-    work.doctor(overrides or [], json)
+    work.doctor([*(overrides or []), *work.at(address)], json)
 
 
 @app.command()
