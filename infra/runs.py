@@ -45,7 +45,7 @@ class OpenRun:
         self._pending: list[bytes] = []
         self._num_bytes = 0
         self._bad: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may ask to stop while its thread says something
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
