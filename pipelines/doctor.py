@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.bucket import Bucket, LocalBucket, S3Bucket
+from infra.bucket import Bucket
+from infra.folder_bucket import LocalBucket
+from infra.s3_bucket import S3Bucket
 from infra.types import PlaitError, without_secrets
 
 MAX_SKEW_S = 5.0

@@ -63,7 +63,7 @@ def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int)
         }
     )
     if plan.listing is not None:
-        for name in ("path", "size_bytes", "stamp"):
+        for name in ("path", "size_bytes", "stamp", "left_out"):
             table = table.append_column(name, plan.listing[name].combine_chunks().take(pa.array(positions[compute])))
     header = {
         "intent": dict(intent),
@@ -87,7 +87,8 @@ def read(folder: Folder, number: int) -> ShardPlan:
     for i, shard in enumerate(columns["shard"]):
         unit: Unit = (columns["edge"][i], columns["position"][i])
         if header["listing"]:
-            unit = (LISTING, columns["path"][i], columns["size_bytes"][i], columns["stamp"][i], columns["key"][i])
+            facts = (columns[name][i] for name in ("path", "size_bytes", "stamp", "left_out") if name in columns)
+            unit = (LISTING, columns["key"][i], *facts)
         shards.setdefault(shard, []).append(unit)
     return ShardPlan(
         number,

@@ -20,7 +20,7 @@ from pipelines.key import RowKeys
 from stages.base import RowStage
 
 Unit = tuple[Any, ...]
-"""(edge number, position in the edge's snapshot), or ("listing", path, size, stamp, key)."""
+"""(edge number, position in the edge's snapshot), or ("listing", key, path, size, stamp, why it is left out)."""
 
 MAX_ERROR_CHARS = 4000
 SCHEMA_ERRORS = (pa.ArrowException, KeyError, TypeError, OverflowError)
@@ -97,8 +97,9 @@ class ShardWorker:
                 rows[i] = {**row, "dataset": edge.dataset, "unit_key": row[edge.unit]}
         for i, unit in enumerate(units):
             if unit[0] == "listing":
-                _, path, size_bytes, stamp, key = unit
-                rows[i] = {"path": path, "size_bytes": size_bytes, "stamp": stamp, "label": path, "unit_key": key}
+                _, key, *facts = unit
+                names = ("path", "size_bytes", "stamp", "left_out")  # plans of before had no `left_out`
+                rows[i] = {**dict(zip(names, facts, strict=False)), "label": facts[0], "unit_key": key}
         loaded = [row for row in rows if row is not None]
         if self.stage.reads_raw:
             self._locate(loaded)

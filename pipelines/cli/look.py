@@ -121,11 +121,10 @@ def _root_cause(graph: Any, plans: Sequence[Any], stage: str) -> list[dict[str, 
 
 
 def _why_row(prefix: str, overrides: Sequence[str], as_json: bool) -> None:
-    from pipelines.lineage import Lineage
+    from pipelines.target import Finder
 
     _, standing = _standing(overrides)
-    lineage = Lineage(standing)
-    found = lineage.rows_with_prefix(prefix)
+    found = Finder(standing).rows_with_prefix(prefix)
     left = _in_rest(standing, prefix)
     keys = {k for _, k in found} | {e["unit"] for e in left}
     if len(keys) != 1:
@@ -186,10 +185,11 @@ def _row_document(standing: Any, found: Sequence[Any], left: Sequence[Mapping[st
 def lineage(target: str, overrides: Sequence[str], down: bool, as_json: bool) -> None:
     """Print where a target came from, or what came of it."""
     from pipelines.lineage import Lineage
+    from pipelines.target import Finder
 
     _, standing = _standing(overrides)
     walk = Lineage(standing)
-    found = walk.find(target)
+    found = Finder(standing).find(target)
     picture = walk.down(found) if down else walk.up(found)
     console = show.out(as_json)
     console.print(f"{found.label}: {'what was made of it' if down else 'what it was made of'}", markup=False)

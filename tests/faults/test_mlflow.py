@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from infra.bucket import LocalBucket
+from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger
 from infra.store import Store
 from infra.tracking import Tracker

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.bucket import LocalBucket
+from infra.folder_bucket import LocalBucket
 from infra.store import Store, check_clauses, digest_of
 from infra.types import RunError, UserError
 from stages.base import blob

@@ -140,7 +140,7 @@ def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_afte
 
 
 def test_of_several_runs_cancel_wants_one_named_and_a_killed_run_is_not_going_on(tmp_path):
-    from infra.bucket import LocalBucket
+    from infra.folder_bucket import LocalBucket
     from pipelines.cli import going
 
     root = LocalBucket(tmp_path)
@@ -162,7 +162,7 @@ def test_of_several_runs_cancel_wants_one_named_and_a_killed_run_is_not_going_on
 
 
 def test_a_log_whose_reply_was_lost_is_neither_lost_nor_written_twice(tmp_path):
-    from infra.bucket import LocalBucket
+    from infra.folder_bucket import LocalBucket
 
     class Lossy(LocalBucket):
         """Loses every reply once."""
