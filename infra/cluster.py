@@ -89,7 +89,7 @@ def _prepare(where: str | None) -> None:
     """What Ray reads of the environment while it is imported."""
     if where is None:
         os.environ[ONLY_LOOPBACK] = "0"
-    elif _token_is_given():
+    elif token_is_given():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "ray" in sys.modules:  # it has read it already
         _apply_now()
@@ -97,20 +97,21 @@ def _prepare(where: str | None) -> None:
 
 def _apply_now() -> None:
     from ray._private import ray_constants
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ONLY_LOOPBACK, "1") != "0"
     Config.initialize("")
 
 
-def _token_is_given() -> bool:
+def token_is_given() -> bool:
+    """Whether Ray would find a token here."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(named) or Path.home().joinpath(".ray", "auth_token").exists()
 
 
 def _token() -> str | None:
     """The token by Ray's own rules."""
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError
 
     try:
@@ -129,7 +130,7 @@ def ask(address: str) -> None:
     from ray.core.generated import gcs_service_pb2 as messages
     from ray.core.generated import gcs_service_pb2_grpc as calls
 
-    at = services.canonicalize_bootstrap_address(address) if address == "auto" else address
+    at = (services.canonicalize_bootstrap_address(address) if address == "auto" else address) or address
     token = _token()
     bearer = [("authorization", f"Bearer {token}")] if token else []
     channel = grpc.insecure_channel(at, options=[("grpc.enable_http_proxy", 0)])  # as Ray does it

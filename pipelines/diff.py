@@ -10,9 +10,9 @@ import pyarrow.compute
 
 from infra.ledger import snapshot_of
 from infra.types import UserError
-from pipelines.target import Finder
 from pipelines.plan import leaves
 from pipelines.standing import Standing
+from pipelines.target import Finder
 from pipelines.units import first_parents, flat
 
 pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them

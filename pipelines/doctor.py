@@ -130,8 +130,9 @@ def _mlflow(tracker: Callable[[], Any]) -> str:
 def _ray(address: str | None) -> str:
     if not address and not os.environ.get("RAY_ADDRESS"):
         return f"private, on this machine: {os.cpu_count()} CPUs"
-    from infra.cluster import connect, disconnect
+    from infra.cluster import connect, disconnect, token_is_given
 
     resources = connect(address, None).cluster_resources()
     disconnect()
-    return f"reachable: {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs"
+    with_token = "with our token" if token_is_given() else "without a token"
+    return f"reachable {with_token}: {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs"

@@ -127,6 +127,11 @@ class Book(JobStage):
     def run(self, job: Job) -> Iterator[dict]:
         """One row for all words."""
         count_call("book")
+        for batch in job.reader("words").scan(["word"]):
+            for word in batch["word"].to_pylist():
+                say(word)
+                job.progress(0, 0, word)
+                time.sleep(0.4 if word.startswith("slow") else 0)
         words = [w for batch in job.reader("words").scan(["word"]) for w in batch["word"].to_pylist()]
         job.summary({"num_words": len(words)})
         yield {"num_words": len(words), "parents": []}

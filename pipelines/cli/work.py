@@ -31,10 +31,7 @@ def ask(
 
 
 def at(address: str | None) -> list[str]:
-    """`--address` as an override; refused here already where it is no address of a cluster."""
-    from infra.cluster import checked
-
-    checked(address or os.environ.get("RAY_ADDRESS"))
+    """`--address` as an override."""
     return [f"cluster.address={address}"] if address else []
 
 
@@ -89,10 +86,12 @@ def _seen(planner: Any, plan: Any) -> dict[str, Any]:
 
 def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     """Run the pipeline and print what became of every row."""
+    from infra.cluster import checked
     from pipelines.cli.compose import setup, source_of
     from pipelines.run import Runner
 
     made = setup(overrides)
+    checked(made.config.cluster.address or os.environ.get("RAY_ADDRESS"))  # before anything is written
     source = source_of(made)
     show.keep_stdout()
     progress = show.ConsoleProgress()

@@ -98,7 +98,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
         # 4. Tell.
         sums = sums_by_modality(nll_T.double().cpu().numpy(), batch.targets, batch.weights, vocabulary)
-        *totals, stops = global_sum([float(loss.detach()), len(batch.tokens), *sums, wish.known()], device).tolist()
+        *totals, stops = map(float, global_sum([float(loss.detach()), len(batch.tokens), *sums, wish.known()], device))
         tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
         since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
         if rank == 0 and (step % config["log_every"] == 0 or step == stage.steps):

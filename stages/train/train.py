@@ -177,7 +177,8 @@ class Model(JobStage):
                 job.progress(step, self.steps, f"steps, loss {metrics['loss']:.3f}")
         ray.kill(sink)
         if job.stopping():
-            raise StoppedError("training was asked to stop")
+            job.progress(getattr(job.checkpoints.latest(), "step", 0), self.steps, "stopped")  # raises in its own words
+            raise StoppedError("training was stopped: the same command goes on from the last checkpoint")
         if failed:
             cause = str(failed[0]).strip().splitlines()[-1]
             raise RunError(

@@ -13,6 +13,8 @@ import pytest
 from infra.ledger import Ledger, dumps, me
 from infra.runs import RUNS, OpenRun, Runs
 from infra.types import RunError, StoppedError, UserError
+from pipelines import gc
+from pipelines.plan import Ask
 from tests.conftest import REPO, plait
 from tests.faults.test_mlflow import tracker_at
 
@@ -47,7 +49,8 @@ def test_what_stages_print_and_log_in_their_workers_is_in_the_log_of_the_run_wit
     lines = log_of(toy)
     said = texts(lines, "lengths")
     assert {"saywhat aloud", "and once more", "toy: saywhat is strange", "*** aloud"} <= set(said)
-    (spoken,) = [line for line in lines if line["text"] == "saywhat aloud"]
+    assert "saywhat aloud" in texts(lines, "book")  # a job stage, in the driver
+    (spoken,) = [line for line in lines if line["text"] == "saywhat aloud" and line["stage"] == "lengths"]
     assert spoken["worker"] != "driver" and spoken["level"] == "out"
     assert sum(text.startswith("quarantined bad") for text in said) == 5
     assert "8 units were quarantined in all: plait quarantine lengths" in said
@@ -103,6 +106,32 @@ def test_a_cancelled_run_stops_within_seconds_keeps_its_shards_and_is_killed_in_
     (toy.source / "a.txt").touch()
     assert toy.run(stages=CLUSTER)["lengths"]["rows_out"] == 24
     assert len(shards) >= 3 and toy.calls("lengths") == 24 - len(shards)
+
+
+def test_a_job_stage_in_the_driver_stops_at_its_next_sign_of_progress(make_toy):
+    toy = make_toy()
+    toy.write("a.txt", " ".join(f"one{i}" for i in range(3)))
+    toy.run(Ask(to="lengths"))
+    toy.write("b.txt", " ".join(f"slow{i}" for i in range(40)))
+    toy.run(Ask(only="files"))
+    toy.run(Ask(only="texts"))
+    toy.run(Ask(only="words"))
+    raised = []
+
+    def work():
+        try:
+            toy.run(Ask(only="book"), select={"all": "true"})
+        except StoppedError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: toy.calls("book"))
+    (going,) = Runs(toy.root).going()
+    Runs(toy.root).ask_to_stop(going["run_id"])
+    thread.join(12)
+    assert not thread.is_alive() and "cancelled by" in raised[0]
+    assert all(folder.holder() is None for folder in gc._folders(Ledger(toy.root), "book"))  # the claim is let go
 
 
 @pytest.mark.slow
