@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infra.blame import Task
+from infra.capture import capture
 from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
 
 RAISES_BEFORE_BLAME = 2
@@ -73,7 +74,12 @@ class Host:
             self.worker = None
 
     def prepare(self, worker: Worker) -> dict[str, Any]:
-        """Turn to a worker's tasks: {}, or {"transient": sentence}."""
+        """Turn to a worker's tasks: {}, or {"transient": sentence}; and "log", what was said."""
+        with capture() as said:
+            answer = self._prepared(worker)
+        return {**answer, "log": said.report()}
+
+    def _prepared(self, worker: Worker) -> dict[str, Any]:
         try:
             self.close()
             worker.setup()
@@ -83,7 +89,12 @@ class Host:
         return {}
 
     def run(self, task: Task) -> dict[str, Any]:
-        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}."""
+        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}; and "log", what was said."""
+        with capture() as said:
+            answer = self._answer(task)
+        return {**answer, "log": said.report()}
+
+    def _answer(self, task: Task) -> dict[str, Any]:
         assert self.worker is not None
         try:
             return self._run(self.worker, task)

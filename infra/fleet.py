@@ -45,6 +45,20 @@ class Share:
     rank: int = 0
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What the driver wants to hear of a stage while it works, each in the stage's own thread."""
+
+    on_shard: Callable[[int, list[dict[str, Any]]], None]
+    """A shard has ended: its number and the results of its parts."""
+    on_log: Callable[[Mapping[str, Any]], None]
+    """What a task printed and logged (`infra/capture.py`)."""
+    notice: Callable[[str], None]
+    """Nothing goes on for want of room on the machines."""
+    check: Callable[[], None]
+    """Called every POLL_S at least; raises to stop the stage."""
+
+
 class Fleet:
     """All actors of a run. Safe to use from several threads, one stage each."""
 
@@ -63,20 +77,16 @@ class Fleet:
         self,
         worker: Worker,
         shards: Iterable[tuple[int, Sequence[Any]]],
-        on_shard: Callable[[int, list[dict[str, Any]]], None],
         share: Share,
-        notice: Callable[[str], None],
+        watch: Watch,
     ) -> list[str]:
-        """Run every shard; `on_shard(number, results)` as each ends. Returns the sentences of transient failures.
-
-        `notice` is told when nothing goes on for want of room on the machines.
-        """
-        lane = _Lane(self, self._ray, worker, shards, share, notice)
+        """Run every shard, and tell `watch` as each ends. Returns the sentences of transient failures."""
+        lane = _Lane(self, self._ray, worker, shards, share, watch)
         self._refuse_what_never_fits(share.size)
         with self._lock:
             self._lanes.append(lane)
         try:
-            return lane.work(on_shard)
+            return lane.work()
         finally:
             with self._lock:
                 self._lanes.remove(lane)
@@ -168,9 +178,9 @@ class _Lane:
         worker: Worker,
         shards: Iterable[Any],
         share: Share,
-        notice: Callable[[str], None],
+        watch: Watch,
     ) -> None:
-        self.fleet, self.ray, self.worker, self.share, self.notice = fleet, ray, worker, share, notice
+        self.fleet, self.ray, self.worker, self.share, self.watch = fleet, ray, worker, share, watch
         self.shared = ray.put(worker)
         self.queue = deque(Task(number, tuple(units)) for number, units in shards)
         self.state = {task.shard: Shard() for task in self.queue}
@@ -187,11 +197,12 @@ class _Lane:
         share = self.share
         return Demand(share.size, share.least, share.most, len(self.queue) + len(self.running), share.rank)
 
-    def work(self, on_shard: Callable[[int, list[dict[str, Any]]], None]) -> list[str]:
+    def work(self) -> list[str]:
         """Until every task has ended."""
         while self.queue or self.running:
             if self.fleet.stopped is not None:
                 raise self.fleet.stopped
+            self.watch.check()
             self._adjust()
             while self.queue and self.idle:
                 task = self.queue.popleft()
@@ -208,7 +219,7 @@ class _Lane:
                 self.state[task.shard].open_parts += len(parts) - 1
                 self.queue.extendleft(parts)
             elif self.state[task.shard].ends_with(answer["result"]):
-                on_shard(task.shard, self.state[task.shard].results)
+                self.watch.on_shard(task.shard, self.state[task.shard].results)
         self._collect_prepared()
         return list(self.undone.values())
 
@@ -225,7 +236,7 @@ class _Lane:
         """The next task that ended or is far too late, with its answer; None where only an actor has become ready."""
         waiting = [*self.running, *self.preparing]
         if not self.running and time.monotonic() - self.moved > NOTICE_S:
-            self.notice(f"waiting for an actor with {self.share.size}")
+            self.watch.notice(f"waiting for an actor with {self.share.size}")
             self.moved = time.monotonic()
         if not waiting:
             time.sleep(IDLE_S)  # until another stage gives an actor back
@@ -249,7 +260,9 @@ class _Lane:
         """An actor is ready, or could not be made ready: three times, and what is left stays undone."""
         host, is_new = self.preparing.pop(ref)
         try:
-            sentence = self.ray.get(ref).get("transient")
+            answer = self.ray.get(ref)
+            self.watch.on_log(answer["log"])
+            sentence = answer.get("transient")
         except self.ray.exceptions.RayActorError as error:
             self._lose(host)
             if not is_new or _is_innocent(error):
@@ -287,6 +300,7 @@ class _Lane:
             return {"parts": [task] if _is_innocent(error) else after_death(task)}
         except exceptions.RayTaskError as error:
             raise _outside_any_row(error) from error
+        self.watch.on_log(answer["log"])
         if "hung" in answer:
             self._lose(host)
             return {"parts": after_hang(task, answer["hung"])}

@@ -32,7 +32,7 @@ def rewrite(standing: Standing, done: Mapping[str, Any], small_too: bool = True)
             raise RunError(f"{done['dataset']}@{version} has other keys than before it was rewritten: nothing was published, report this")  # fmt: skip  # noqa: E501
         for older in standing.ledger.history(done["dataset"], done["key"]):
             standing.store.untag(snapshot_of(older), f"m.{done['key']}.")
-        standing.store.tag(snapshot, f"m.{done['key']}.rewrite.{number}")
+        standing.store.tag(snapshot, f"m.{done['key']}.rewritten.{number}")  # m.KEY.N is a plan's
         new = {"snapshot": snapshot.to_json(), "why": COMPACTED, "number": number, "at": now_utc()}
         told = folder.get(f"told.{before}")
         if told:  # the rows are the same, so MLflow keeps its one run

@@ -18,8 +18,9 @@ import pyarrow.compute
 from infra.ledger import FORGOTTEN, snapshot_of
 from infra.types import UserError, now_utc
 from pipelines import compaction, gc
-from pipelines.lineage import Lineage, Target
+from pipelines.lineage import Lineage
 from pipelines.standing import Standing
+from pipelines.target import Finder, Target
 
 pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
@@ -51,7 +52,7 @@ class Takedown:
 def find(standing: Standing, target: str) -> Takedown:
     """The raw content behind a file or a row's key, and all that came of it. Changes nothing."""
     lineage = Lineage(standing)
-    found = lineage.find(target)
+    found = Finder(standing).find(target)
     if found.keys is None:
         raise UserError(f"{target!r} is a whole dataset: give a raw file, or the key of a row that came from one")
     files = _raw_files(standing, Lineage(standing, sides=False), found)

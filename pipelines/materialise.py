@@ -34,6 +34,7 @@ def materialise(site: Site, plan: StagePlan) -> Made:
 
     def waiting(holder: dict[str, Any]) -> None:
         """Idle actors would keep the CPUs that whoever we wait for may need."""
+        site.run.check()
         site.release_actors()
         site.show(plan.name, 0, 0, f"waiting for {holder['host']}, process {holder['pid']}")
 

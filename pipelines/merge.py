@@ -67,10 +67,10 @@ def merged(site: Site, plan: StagePlan, staged: list[str]) -> list[str]:
     def on_group(i: int, parts: list[dict[str, Any]]) -> None:
         found[i] = [f for part in parts for f in part["fragments"]]
 
-    show = lambda what: site.show(plan.name, 0, 0, what)  # noqa: E731
+    watch = site.watch(plan.name, on_group, lambda what: site.show(plan.name, 0, 0, what))
     share = Share(Size(), 1, plan.node.placement.workers, len(site.planner.graph.names))
-    show(f"merging {len(staged)} fragments")
-    sentences = site.fleet().map(MergeWorker(site.root, plan.name, own), todo, on_group, share, show)
+    watch.notice(f"merging {len(staged)} fragments")
+    sentences = site.fleet().map(MergeWorker(site.root, plan.name, own), todo, share, watch)
     if sentences:
         raise RunError(f"{plan.name} could not merge its fragments ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
     return [fragment for i in sorted(found) for fragment in found[i]]

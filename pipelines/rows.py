@@ -97,6 +97,7 @@ def _run_shards(
         crash_point("shard", plan.name)
         results[shard] = result
         computed += result["units"]
+        site.run.left(plan.name, result["rest"])
         site.show(plan.name, computed, total, "")
         budget.add(result)
 
@@ -105,8 +106,8 @@ def _run_shards(
         place = plan.node.placement
         size = Size(place.cpus, place.gpus, tuple(sorted(place.resources.items())))
         share = Share(size, place.min_workers, place.workers, site.planner.graph.names.index(plan.name))
-        notice = lambda what: site.show(plan.name, computed, total, what)  # noqa: E731
-        sentences = site.fleet().map(_worker(site, plan, folder, shard_plan), todo, on_shard, share, notice)
+        watch = site.watch(plan.name, on_shard, lambda what: site.show(plan.name, computed, total, what))
+        sentences = site.fleet().map(_worker(site, plan, folder, shard_plan), todo, share, watch)
         if sentences:
             raise RunError(f"{plan.name} left {len(sentences)} of {len(todo)} shards undone ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
     return [results[i] for i in sorted(results)], computed

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 from infra.bucket import Bucket
 from infra.fleet import Fleet
 from infra.ledger import snapshot_of
+from infra.runs import OpenRun
 from infra.types import PlaitError, Snapshot, now_utc
 from pipelines import waves
 from pipelines.graph import Node
 from pipelines.materialise import materialise, reselect
 from pipelines.plan import Ask, Planner
 from pipelines.publish import Site
-from pipelines.report import entry
+from pipelines.report import COUNTS, entry
 from pipelines.tell import Cards, Teller
 from pipelines.waves import Brought, Wave
 
@@ -109,15 +110,18 @@ class Runner:
         self.run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}"
         self.current: dict[str, Snapshot | None] = {}
         self.result = Result(self.run_id, services.root.uri)
+        self.open = OpenRun(services.root, self.run_id, self.record.get("command", []), services.resume)
         self.teller = Teller(planner.ledger, planner.store, services.cards, services.tracker)
 
     def run(self) -> Result:
         """Every stage in order; the first error ends the run with its sentence, and what is published stays."""
+        self.open.open()
         try:
             if self.ask.wave:
                 self._stream(self.ask.wave)
             for node in self.planner.graph:
                 if node.name not in self.current:
+                    self.open.check()
                     self._record(self._bring(node, None, self.current))
             self.result.stages.sort(key=lambda s: self.planner.graph.names.index(s["name"]))
             self.result.ok = True
@@ -125,10 +129,22 @@ class Runner:
             self.result.error = str(error)
             raise
         finally:
-            self.services.release_actors()
-            self._write_record()
-            self.teller.end(self.result.ok)
+            self._end()
         return self.result
+
+    def _end(self) -> None:
+        """The actors, the log, the record, MLflow: in this order, since the record says that the run has ended."""
+        stopped = self.open.stopping() and not self.result.ok
+        self.services.release_actors()
+        how = "well" if self.result.ok else self.result.error or "cut off in between"
+        self.open.say(f"the run ends: {how}", level="info" if self.result.ok else "error")
+        self.open.close()
+        self._write_record()
+        self.teller.end("FINISHED" if self.result.ok else "KILLED" if stopped else "FAILED")
+
+    def _note(self, sentence: str) -> None:
+        self.services.progress.note(sentence)
+        self.open.say(sentence, level="warning")
 
     def _stream(self, num_files: int) -> None:
         """The stages that need not see the whole set, wave by wave and all at the same time."""
@@ -159,15 +175,17 @@ class Runner:
         """Plan one stage over what stands, and materialise it where it is stale. May run in a thread of its own."""
         plan = self.planner.plan(node, current, wave.num_files if wave else None)
         if plan.warning and (wave is None or wave.number == 1):
-            self.services.progress.note(plan.warning)
+            self._note(plan.warning)
         if plan.state == "unknown":
             raise PlaitError(f"{plan.name} cannot be planned: {plan.cause[0]['leaf']} has never been made")
         if plan.state in ("fresh", "skipped"):
             done = reselect(self.planner, plan) if plan.state == "fresh" else plan.done or self.planner.stood(plan.name)
             return Brought(plan, done, plan.state, self.planner.standing(plan), 0, plan.keep or 0)
+        self.open.say(f"{plan.state}: {plan.compute} units to compute, {plan.keep or 0} kept", plan.name)
         try:
             made = materialise(self._site(current, wave), plan)
         except PlaitError as error:
+            self.open.say(str(error), plan.name, level="error")
             self.result.stages.append(entry(plan, None, "failed", 0, 0, None) | {"error": str(error)})
             raise
         self.planner.forget_cache()
@@ -188,6 +206,8 @@ class Runner:
         if done and plan.name == "model" and done["snapshot"]["rows"]:
             new["checkpoint"] = self.last_checkpoint(snapshot_of(done))
         self.result.stages.append(new)
+        counts = ", ".join(f"{new[name]} {name}" for name in COUNTS if new[name])
+        self.open.say(f"{brought.state}: {counts}; {new['seconds']} s", plan.name)
         self.services.progress.finished(new)
 
     def last_checkpoint(self, snapshot: Snapshot) -> str:
@@ -199,7 +219,7 @@ class Runner:
         """Tell MLflow, also of what an earlier run published and did not live to tell."""
         before = self.teller.trouble
         if not self.teller.tell(done) and self.teller.trouble != before:
-            self.services.progress.note(f"{self.teller.trouble}; the run goes on, `plait sync` tells it later")
+            self._note(f"{self.teller.trouble}; the run goes on, `plait sync` tells it later")
 
     def _site(self, current: Mapping[str, Snapshot | None], wave: Wave | None) -> Site:
         services = self.services
@@ -208,7 +228,7 @@ class Runner:
             services.progress.stage(name, done, total, f"{wave}  {what}" if wave and wave.total > 1 else what)
 
         name = str(wave) if wave and not wave.is_last else None
-        return Site(self.planner, services.root, services.source, self.run_id, services.resume, services.fleet, services.release_actors, show, current, name)  # fmt: skip  # noqa: E501
+        return Site(self.planner, services.root, services.source, self.open, services.fleet, services.release_actors, show, current, name)  # fmt: skip  # noqa: E501
 
     def _write_record(self) -> None:
         document = {**self.record, **self.result.to_json(), "at": now_utc(), "pipeline": self.planner.graph.name}

@@ -54,10 +54,10 @@ class Teller:
         self.ledger.folder(done["dataset"], done["key"]).put(f"told.{done['number']}", answer)
         return True
 
-    def end(self, ok: bool) -> None:
-        """Close the parent runs that were opened."""
+    def end(self, status: str) -> None:
+        """Close the parent runs that were opened: FINISHED, FAILED or KILLED."""
         if self._tracker is not None:
-            self._tracker.end(ok)
+            self._tracker.end(status)
 
     def _report(self, done: Mapping[str, Any]) -> Any:
         from infra.tracking import Report

@@ -24,7 +24,7 @@ from pipelines.key import RowKeys
 from stages.base import RowStage
 
 Unit = tuple[Any, ...]
-"""(edge number, position in the edge's snapshot), or ("listing", path, size, stamp, key)."""
+"""(edge number, position in the edge's snapshot), or ("listing", key, path, size, stamp, why it is left out)."""
 
 MAX_ERROR_CHARS = 4000
 SCHEMA_ERRORS = (pa.ArrowException, KeyError, TypeError, OverflowError)
@@ -112,8 +112,9 @@ class ShardWorker:
                 rows[i] = dict(zip(values, row))  # noqa: B905 - once per row, and they are as long
         for i, unit in enumerate(units):
             if unit[0] == "listing":
-                _, path, size_bytes, stamp, key = unit
-                rows[i] = {"path": path, "size_bytes": size_bytes, "stamp": stamp, "label": path, "unit_key": key}
+                _, key, *facts = unit
+                names = ("path", "size_bytes", "stamp", "left_out")
+                rows[i] = {**dict(zip(names, facts, strict=True)), "label": facts[0], "unit_key": key}
         loaded = [row for row in rows if row is not None]
         if self.stage.reads_raw:
             self._locate(loaded)

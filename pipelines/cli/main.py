@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import typer
 
 from infra.types import PlaitError, UserError
-from pipelines.cli import look, work
+from pipelines.cli import going, look, work
 from pipelines.plan import DEFAULT_LAG
 
 app = typer.Typer(
@@ -39,6 +39,9 @@ Waves = Annotated[
     int | None, typer.Option("--wave", min=1, help="Stream the input through the stages, so many files at a time.")
 ]
 Lag = Annotated[int, typer.Option(min=1, help="With --wave: finished waves that may wait for a reader.")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster's head; unset: RAY_ADDRESS, else a Ray of its own.")
+]
 Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined units again, and only those.")]
 
 
@@ -70,6 +73,7 @@ def run(  # noqa: PLR0913, PLR0917 - a flag each
     retry_quarantined: Retry = False,
     wave: Waves = None,
     lag: Lag = DEFAULT_LAG,
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
     json: Json = False,
 ) -> None:
@@ -78,7 +82,28 @@ def run(  # noqa: PLR0913, PLR0917 - a flag each
     if dry_run:
         work.plan(overrides or [], asked, json)
     else:
-        work.run(overrides or [], asked, json)
+        work.run([*(overrides or []), *work.at(address)], asked, json)
+
+
+@app.command()
+def logs(
+    arguments: Annotated[list[str] | None, typer.Argument(help="STAGE, then overrides.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A run's id, or a unique beginning; the latest one otherwise.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+    json: Json = False,
+) -> None:
+    """What a run, or one stage of it, said: from the bucket alone."""
+    going.logs(arguments or [], run, follow, json)
+
+
+@app.command()
+def cancel(
+    arguments: Annotated[list[str] | None, typer.Argument(help="RUN, then overrides.")] = None, json: Json = False
+) -> None:
+    """Ask a run that is going on to stop, from any host that sees the root; finished shards are kept."""
+    going.cancel(arguments or [], json)
 
 
 @app.command()
@@ -132,9 +157,9 @@ def diff(
 
 
 @app.command()
-def doctor(overrides: Overrides = None, json: Json = False) -> None:
+def doctor(overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
     """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
-    work.doctor(overrides or [], json)
+    work.doctor([*(overrides or []), *work.at(address)], json)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import time
 import ray
 
 from infra.allot import Size
-from infra.fleet import Fleet, Share
+from infra.fleet import Fleet, Share, Watch
 
 
 class Slow:
@@ -49,7 +49,8 @@ def run(fleet, name, worker, num_tasks, share, found):
     """One stage in a thread of its own."""
     results = found.setdefault(name, [])
     try:
-        fleet.map(worker, [(i, [i]) for i in range(num_tasks)], lambda _, parts: results.extend(parts), share, print)
+        watch = Watch(lambda _, parts: results.extend(parts), lambda _: None, print, lambda: None)
+        fleet.map(worker, [(i, [i]) for i in range(num_tasks)], share, watch)
     except Exception as error:  # noqa: BLE001 - the test looks at the sentence
         found[f"{name}_error"] = str(error)
 

@@ -30,7 +30,7 @@ def standing(toy):
 
 
 def test_waves_end_where_one_go_ends_key_for_key(tmp_path, make_toy):
-    from infra.bucket import LocalBucket
+    from infra.folder_bucket import LocalBucket
 
     one_go = make_toy()
     write(one_go, range(11))
