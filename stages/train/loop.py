@@ -209,7 +209,8 @@ def global_sum(values: list[float], device: torch.device) -> Tensor:
 
 def global_sums(values: list[float], device: torch.device) -> list[float]:
     """As `global_sum`, as plain numbers."""
-    return [float(total) for total in global_sum(values, device)]
+    found: Any = global_sum(values, device).tolist()
+    return found
 
 
 def step_metrics(totals: list[float]) -> dict[str, float]:
