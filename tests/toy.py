@@ -1,8 +1,8 @@
 """A small pipeline over text files: every kind of stage, edge and outcome, in milliseconds a row.
 
 Words that begin with `boom` raise, `die` kill the process, `hang` sleep, `drop` are filtered, `busy` are transient
-while the file named by TOY_BUSY exists, `say` print and log, `slow` take 0.4 s. Every call is counted in the folder
-TOY_CALLS, one file per call.
+while the file named by TOY_BUSY exists, `say` print and log, `slow` take 0.4 s, `nap` 0.2 s in the job. Every call
+is counted in the folder TOY_CALLS, one file per call.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Book(JobStage):
             for word in batch["word"].to_pylist():
                 say(word)
                 job.progress(0, 0, word)
-                time.sleep(0.4 if word.startswith("slow") else 0)
+                time.sleep(0.2 if word.startswith("nap") else 0)
         words = [w for batch in job.reader("words").scan(["word"]) for w in batch["word"].to_pylist()]
         job.summary({"num_words": len(words)})
         yield {"num_words": len(words), "parents": []}

@@ -82,9 +82,10 @@ def train_worker(config: dict[str, Any]) -> None:
     # 2. Data: a pure function of the step.
     loader = Loader(packs, stage.global_batch, stage.seed)
     since_saved = torch.zeros(2, dtype=torch.float64)
-    clock, clock_tokens, wish = time.monotonic(), 0, StopWish(config["sink"] if rank == 0 else None)
+    # Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same step.
+    clock, clock_tokens, stops, wish = time.monotonic(), 0, 0.0, StopWish(config["sink"] if rank == 0 else None)
 
-    while step < stage.steps:
+    while step < stage.steps and not stops:
         # 3. Learn. The divisor is the weight of the whole global batch; DeepSpeed averages over ranks, we want the sum.
         batch = loader.batch(step, rank, world)
         divisor = global_sum([float(batch.weights.sum(dtype="float64"))], device)[0]
@@ -98,7 +99,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
         # 4. Tell.
         sums = sums_by_modality(nll_T.double().cpu().numpy(), batch.targets, batch.weights, vocabulary)
-        *totals, stops = map(float, global_sum([float(loss.detach()), len(batch.tokens), *sums, wish.known()], device))
+        *totals, stops = global_sums([float(loss.detach()), len(batch.tokens), *sums, wish.known()], device)
         tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
         since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
         if rank == 0 and (step % config["log_every"] == 0 or step == stage.steps):
@@ -116,10 +117,6 @@ def train_worker(config: dict[str, Any]) -> None:
                 publish(checkpoints, step, state, trunk, vocabulary, facts | {"packs": len(packs)})
             since_saved.zero_()
             dist.barrier()
-
-        # 6. Stop where the driver asks: rank 0 heard it, and every rank read it in the same sum.
-        if stops:
-            return
 
 
 class StopWish:
@@ -208,6 +205,12 @@ def global_sum(values: list[float], device: torch.device) -> Tensor:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total
+
+
+def global_sums(values: list[float], device: torch.device) -> list[float]:
+    """As `global_sum`, as plain numbers."""
+    found: Any = global_sum(values, device).tolist()
+    return found
 
 
 def step_metrics(totals: list[float]) -> dict[str, float]:

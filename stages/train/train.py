@@ -19,8 +19,9 @@ from stages.base import Edge, Job, JobStage, Row, above_zero
 _MAX_FAILURES = 3
 """Times the workers are started again after one died, each time from the last checkpoint."""
 _POLL_S = 0.5
-_STOP_S = 20.0
-"""How long workers may take to stop between two steps before they are left to end with the driver."""
+_STOP_S = 8.0
+"""How long workers may take to stop between two steps before they are left to end with the driver, as they are when
+they have not begun to step."""
 LOG_EVERY = 10
 """Steps between logged metrics; it changes no result, so it is no setting."""
 
@@ -50,9 +51,9 @@ class MetricSink:
         return held
 
 
-def _leave(thread: threading.Thread, sink: Any) -> None:
+def _leave(thread: threading.Thread, sink: Any, wait_s: float) -> None:
     """Let the workers stop between two steps, all of them at the same one; what is saved is kept."""
-    deadline = time.monotonic() + _STOP_S
+    deadline = time.monotonic() + wait_s
     while thread.is_alive() and time.monotonic() < deadline:
         sink.stop.remote()  # again each time: the actor may have been started anew
         thread.join(_POLL_S)
@@ -165,14 +166,15 @@ class Model(JobStage):
 
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
-        alive = True
+        alive, heard = True, False
         while alive:
             thread.join(_POLL_S)
             alive = thread.is_alive()
             if job.stopping():
-                _leave(thread, sink)
+                _leave(thread, sink, _STOP_S if heard else 0.0)
                 break
             for step, metrics in ray.get(sink.drain.remote()):
+                heard = True
                 job.log(step, metrics)
                 job.progress(step, self.steps, f"steps, loss {metrics['loss']:.3f}")
         ray.kill(sink)

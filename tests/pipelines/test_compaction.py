@@ -4,6 +4,7 @@ from pipelines import compaction, gc
 from pipelines.lineage import Lineage
 from pipelines.plan import Ask
 from pipelines.standing import Standing
+from pipelines.target import Finder
 
 
 def test_compaction_makes_fewer_files_of_the_same_rows_and_nothing_goes_stale(make_toy):
@@ -25,8 +26,8 @@ def test_compaction_makes_fewer_files_of_the_same_rows_and_nothing_goes_stale(ma
     gc.collect(toy.root, gc.find(toy.root))
     toy.forget_calls()
     assert {p["state"] for p in toy.plan().values()} == {"fresh"}
-    lineage = Lineage(Standing(toy.root))
-    assert any(n["kind"] == "file" for n in lineage.up(lineage.find("upper")).nodes.values())
+    now = Standing(toy.root)
+    assert any(n["kind"] == "file" for n in Lineage(now).up(Finder(now).find("upper")).nodes.values())
     toy.write("new.txt", "gamma delta")
     made = toy.run()
     assert made["words"]["computed"] == 1 and toy.calls("words") == 1  # an increment on the rewritten base

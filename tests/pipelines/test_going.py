@@ -10,11 +10,13 @@ import time
 
 import pytest
 
+from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger, dumps, me
 from infra.runs import RUNS, OpenRun, Runs
+from infra.s3_bucket import S3Bucket
 from infra.types import RunError, StoppedError, UserError
 from pipelines import gc
-from pipelines.plan import Ask
+from pipelines.cli import going
 from tests.conftest import REPO, plait
 from tests.faults.test_mlflow import tracker_at
 
@@ -85,7 +87,7 @@ def test_a_cancelled_run_stops_within_seconds_keeps_its_shards_and_is_killed_in_
 
     thread = threading.Thread(target=work)
     thread.start()
-    until(lambda: toy.calls("lengths") > 4)
+    until(lambda: toy.calls("lengths") > 4, 60)
     (going,) = Runs(toy.root).going()
     assert (going["host"], going["pid"]) == (me()["host"], os.getpid())
     asked = time.monotonic()
@@ -110,23 +112,18 @@ def test_a_cancelled_run_stops_within_seconds_keeps_its_shards_and_is_killed_in_
 
 def test_a_job_stage_in_the_driver_stops_at_its_next_sign_of_progress(make_toy):
     toy = make_toy()
-    toy.write("a.txt", " ".join(f"one{i}" for i in range(3)))
-    toy.run(Ask(to="lengths"))
-    toy.write("b.txt", " ".join(f"slow{i}" for i in range(40)))
-    toy.run(Ask(only="files"))
-    toy.run(Ask(only="texts"))
-    toy.run(Ask(only="words"))
+    toy.write("a.txt", " ".join(f"nap{i}" for i in range(60)))
     raised = []
 
     def work():
         try:
-            toy.run(Ask(only="book"), select={"all": "true"})
+            toy.run(stages={"lengths": {"shard_rows": 100, "batch_rows": 100}})
         except StoppedError as error:
             raised.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
-    until(lambda: toy.calls("book"))
+    until(lambda: toy.calls("book"), 60)
     (going,) = Runs(toy.root).going()
     Runs(toy.root).ask_to_stop(going["run_id"])
     thread.join(12)
@@ -169,9 +166,6 @@ def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_afte
 
 
 def test_of_several_runs_cancel_wants_one_named_and_a_killed_run_is_not_going_on(tmp_path):
-    from infra.folder_bucket import LocalBucket
-    from pipelines.cli import going
-
     root = LocalBucket(tmp_path)
     for name in ("a1", "b2"):
         OpenRun(root, name, ["run"], "run again").open()
@@ -190,9 +184,21 @@ def test_of_several_runs_cancel_wants_one_named_and_a_killed_run_is_not_going_on
         Runs(root).pick("zz")
 
 
-def test_a_log_whose_reply_was_lost_is_neither_lost_nor_written_twice(tmp_path):
-    from infra.folder_bucket import LocalBucket
+def test_on_s3_a_run_is_seen_heard_and_stopped_as_well(s3_endpoint, tmp_path):
+    root = S3Bucket(f"s3://plait/{tmp_path.name}", s3_endpoint)
+    run = OpenRun(root, "r1", ["run"], "run again")
+    run.open()
+    assert [going["run_id"] for going in Runs(root).going()] == ["r1"]
+    run.check()
+    Runs(root).ask_to_stop("r1")
+    until(run.stopping)
+    with pytest.raises(StoppedError, match=r"cancelled by .*; finished shards are kept: run again"):
+        run.check()
+    run.close()
+    assert [line["level"] for line in Runs(root).log("r1")[0]] == ["info", "warning"]
 
+
+def test_a_log_whose_reply_was_lost_is_neither_lost_nor_written_twice(tmp_path):
     class Lossy(LocalBucket):
         """Loses every reply once."""
 
