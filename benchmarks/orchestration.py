@@ -78,15 +78,18 @@ def main() -> None:
     private_ray()
     plait_seconds(10, Placement())
     found: dict[str, list[dict[int, float]]] = {"rows": [], "shards": [], "peer": []}
-    for _ in range(given.runs):
+    slopes: dict[str, list[float]] = {}
+    for number in range(given.runs):
         found["rows"].append({size: plait_seconds(size, Placement()) for size in SIZES})
         found["shards"].append({n: plait_seconds(n, Placement(shard_rows=1, batch_rows=1)) for n in HARSH_SIZES})
         if has_peer:
             found["peer"].append(peer_seconds(given.peer_python))
+        slopes = {name: [slope_ms(r) for r in rounds] for name, rounds in found.items()}
+        so_far = ", ".join(f"{name} {values[-1]:.2f}" for name, values in slopes.items() if values)
+        print(f"round {number + 1}: {so_far} ms/task, load {os.getloadavg()[0]:.1f}", flush=True)
     for name, rounds in found.items():
         for size in rounds[0] if rounds else ():
             print(row(f"{name}, {size} tasks", [r[size] for r in rounds], "s"))
-    slopes = {name: [slope_ms(r) for r in rounds] for name, rounds in found.items()}
     print(row("plait, a row", slopes["rows"], "ms/task", slopes["peer"]))
     print(row("plait, a shard of a single row", slopes["shards"], "ms/task", slopes["peer"]))
     if has_peer:
