@@ -14,7 +14,7 @@ import pyarrow as pa
 from infra.bucket import LocalBucket
 from infra.types import Snapshot
 from pipelines.graph import Graph, Node, Placement
-from pipelines.plan import Ask, Planner
+from pipelines.plan import Ask, Planner, StagePlan
 from pipelines.run import Result, Runner, Services
 from pipelines.standing import Standing
 from stages.base import Edge, Outcome, Row, RowStage
@@ -97,6 +97,16 @@ class Silent:
         """Nothing."""
 
 
+class Given(Services):
+    """Services whose actors may be replaced."""
+
+    given: Any = None
+
+    def pool(self, plan: StagePlan) -> Any:
+        """The pool that was given, else real actors."""
+        return self.given or super().pool(plan)
+
+
 @dataclass
 class Bench:
     """A root and a source in a folder, and runs over them in this process."""
@@ -104,6 +114,8 @@ class Bench:
     folder: Path
     ray: Callable[[], Any]
     placement: Placement
+    pool: Any = None
+    """In place of Ray actors, where a benchmark leaves the workers out."""
 
     def __post_init__(self) -> None:
         (self.folder / "src").mkdir(parents=True, exist_ok=True)
@@ -128,7 +140,8 @@ class Bench:
         asked = ask or Ask()
         source = LocalBucket(self.folder / "src")
         planner = Planner(Graph("bench", tuple(nodes)), self.root, source, asked)
-        services = Services(self.root, source, self.ray, lambda: None, lambda *_: {}, Silent(), "run again")
+        services = Given(self.root, source, self.ray, lambda: None, lambda *_: {}, Silent(), "run again")
+        services.given = self.pool
         return Runner(planner, services, asked, {}).run()
 
 

@@ -72,6 +72,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--peer-python", default="/tmp/venv-peer/bin/python")
     arguments.add_argument("--runs", type=int, default=5)
+    arguments.add_argument("--limit-s", type=float, default=1800.0, help="no new round after this many seconds")
     given = arguments.parse_args()
     has_peer = Path(given.peer_python).is_file()
     print(machine("ray", "pylance"), flush=True)
@@ -79,7 +80,11 @@ def main() -> None:
     plait_seconds(10, Placement())
     found: dict[str, list[dict[int, float]]] = {"rows": [], "shards": [], "peer": []}
     slopes: dict[str, list[float]] = {}
+    give_up = time.monotonic() + given.limit_s
     for number in range(given.runs):
+        if time.monotonic() > give_up:
+            print(f"stopped after {number} rounds of {given.runs}: --limit-s={given.limit_s:.0f}")
+            break
         found["rows"].append({size: plait_seconds(size, Placement()) for size in SIZES})
         found["shards"].append({n: plait_seconds(n, Placement(shard_rows=1, batch_rows=1)) for n in HARSH_SIZES})
         if has_peer:
