@@ -75,6 +75,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._inner = [0.0]
+        self._replaced: list[tuple[Any, str, Any]] = []
 
     def watch(self, owner: Any, name: str, step: str) -> None:
         """Count a function of a module or class under a step."""
@@ -90,11 +91,17 @@ class Clock:
                 self.seconds[step] += took - self._inner.pop()
                 self._inner[-1] += took
 
+        self._replaced.append((owner, name, called))
         setattr(owner, name, timed)
+
+    def stop(self) -> None:
+        """Put every function back as it was."""
+        for owner, name, called in self._replaced:
+            setattr(owner, name, called)
 
 
 def watched() -> Clock:
-    """A clock on every step of `pipelines/rows.py`."""
+    """A clock on every step of `pipelines/rows.py`, until its `stop`."""
     clock = Clock()
     clock.watch(shards, "make", "plan: make")
     clock.watch(shards, "read", "plan: read back")
@@ -136,6 +143,7 @@ def measure(folder: Path, num_shards: int, runs: int) -> tuple[dict[str, list[fl
         for step, seconds in clock.seconds.items():
             steps[step].append(seconds)
         puts.append(bare_puts(folder / f"bare{again}", num_shards))
+    clock.stop()
     return steps, wholes, puts
 
 
