@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,15 @@ import pyarrow as pa
 from infra.folder_bucket import LocalBucket
 from infra.types import Snapshot
 from pipelines.graph import Graph, Node, Placement
-from pipelines.plan import Ask, Planner
+from pipelines.plan import Ask, Planner, StagePlan
 from pipelines.run import Result, Runner, Services
 from pipelines.standing import Standing
 from stages.base import Edge, Outcome, Row, RowStage
 from stages.ingest import Files
+
+REPO = Path(__file__).parent.parent
+MARKS = "BENCH_MARKS"
+SLOW_ROW_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,27 @@ Plus2 = plus_stage("plus1", "plus2")
 Plus3 = plus_stage("plus2", "plus3")
 
 
+def slow_step(x: int) -> int:
+    """One row of work, counted by one byte at the end of a file."""
+    with Path(os.environ[MARKS]).open("ab", buffering=0) as marks:
+        marks.write(b".")
+    time.sleep(SLOW_ROW_S)
+    return x + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(RowStage):
+    """x + 1 of each number, slowly."""
+
+    writes: ClassVar[str] = "slow"
+    inputs: ClassVar[tuple[Edge, ...]] = (Edge("numbers", columns=("x",)),)
+    schema: ClassVar[pa.Schema] = pa.schema([("x", pa.int64())])
+
+    def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """One row for each."""
+        return [[{"x": slow_step(row["x"])}] for row in rows]
+
+
 class Silent:
     """Progress that nobody sees."""
 
@@ -71,6 +97,16 @@ class Silent:
         """Nothing."""
 
 
+class Given(Services):
+    """Services whose actors may be replaced."""
+
+    given: Any = None
+
+    def pool(self, plan: StagePlan) -> Any:
+        """The pool that was given, else real actors."""
+        return self.given or super().pool(plan)
+
+
 @dataclass
 class Bench:
     """A root and a source in a folder, and runs over them in this process."""
@@ -78,9 +114,11 @@ class Bench:
     folder: Path
     ray: Callable[[], Any]
     placement: Placement
+    pool: Any = None
+    """In place of Ray actors, where a benchmark leaves the workers out."""
 
     def __post_init__(self) -> None:
-        (self.folder / "src").mkdir(parents=True)
+        (self.folder / "src").mkdir(parents=True, exist_ok=True)
 
     def sources(self, num: int) -> None:
         """Write this many different source files."""
@@ -102,13 +140,14 @@ class Bench:
         asked = ask or Ask()
         source = LocalBucket(self.folder / "src")
         planner = Planner(Graph("bench", tuple(nodes)), self.root, source, asked)
-        services = Services(self.root, source, self.ray, lambda: None, lambda *_: {}, Silent(), "run again")
+        services = Given(self.root, source, self.ray, lambda: None, lambda *_: {}, Silent(), "run again")
+        services.given = self.pool
         return Runner(planner, services, asked, {}).run()
 
 
 def private_ray(num_cpus: int = 2) -> Any:
     """The `ray` that `plait run` starts on this machine; its workers import this checkout."""
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    os.environ["PYTHONPATH"] = str(REPO)
     from infra.cluster import connect
 
     return connect(None, num_cpus)

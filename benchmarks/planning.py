@@ -1,14 +1,16 @@
 """Planning: which of N wanted keys are new against N keys at the base. Peer: a set of Python bytes, same run.
 
-    python benchmarks/planning.py [--rows 10000000] [--runs 5]
+    python -m benchmarks.planning [--rows 10000000] [--runs 5]
 
-Prints the median of the runs, the peak memory of the process, and the ratio to the peer.
-What 10^10 rows cost on paper: docs/decisions/0005-planning-at-scale.md.
+Prints the median of the runs, the peak memory of the process, and the ratio to the peer; at a tenth, three tenths and
+all of the rows, so that linearity shows. The limits at 10^7: 20 s and 3 GB. The peer runs at the smallest size only
+(it needs 100 bytes a key). What 10^10 rows cost on paper: docs/scale.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import time
@@ -16,6 +18,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.measure import machine
 from infra.store import digest_of
 from infra.types import Snapshot
 from pipelines import rest
@@ -40,8 +43,8 @@ def peer(wanted: pa.Array, have: pa.Array) -> int:
     return sum(key not in known for key in wanted.to_pylist())
 
 
-def measure(num: int, runs: int, with_peer: bool) -> None:
-    """One size: 99 % of the wanted keys are known."""
+def measure(num: int, runs: int, with_peer: bool) -> float:
+    """One size: 99 % of the wanted keys are known. Returns the median seconds."""
     have = keys(num, 1)
     new = keys(num // 100, 2)
     wanted = pa.concat_arrays([have.slice(num // 100), new])
@@ -62,17 +65,22 @@ def measure(num: int, runs: int, with_peer: bool) -> None:
     if theirs:
         theirs_s = statistics.median(theirs)
         line += f"  python set {theirs_s:6.2f} s  ratio {ours_s / theirs_s:.2f}"
-    print(line)
+    print(line, flush=True)
+    return ours_s
 
 
 def main() -> None:
-    """Two sizes, so that linearity shows; the peer at the small one (it needs 100 bytes a key)."""
+    """Three sizes, and what a key costs at each of them over the smallest."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rows", type=int, default=10_000_000)
     arguments.add_argument("--runs", type=int, default=5)
     given = arguments.parse_args()
-    measure(given.rows // 10, given.runs, with_peer=True)
-    measure(given.rows, given.runs, with_peer=False)
+    print(machine("pyarrow", "numpy"), flush=True)
+    sizes = [given.rows // 10, 3 * given.rows // 10, given.rows]
+    seconds = [measure(num, given.runs, with_peer=num == sizes[0]) for num in sizes]
+    growth = [seconds[i] / sizes[i] / (seconds[0] / sizes[0]) for i in range(len(sizes))]
+    print(f"seconds a key, over those at the smallest size: {', '.join(f'{g:.2f}' for g in growth)} (1: linear)")
+    print(f"load after {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

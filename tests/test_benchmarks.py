@@ -1,0 +1,32 @@
+"""The benchmarks still measure what they say, at toy sizes (those that need Ray are run by hand)."""
+
+import pytest
+
+from benchmarks import commit, planning
+from benchmarks.measure import in_turn, row
+
+
+def test_the_steps_of_a_commit_add_up_to_no_more_than_the_whole(tmp_path):
+    steps, wholes, puts = commit.measure(tmp_path, num_shards=3, runs=2)
+    assert {len(found) for found in steps.values()} == {2} and len(wholes) == len(puts) == 2
+    assert {"commit and verify files", "read keys: unique, digest", "ledger: put documents"} <= set(steps)
+    for i, whole in enumerate(wholes):
+        assert 0 < sum(found[i] for found in steps.values()) <= whole
+
+
+def test_planning_finds_as_many_new_keys_as_its_peer(capsys):
+    assert planning.measure(1000, 1, with_peer=True) > 0
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_contestants_take_turns_and_the_ratio_is_that_of_the_medians():
+    seen = []
+    figures = in_turn({"a": lambda i: seen.append("a") or 2.0 * (i + 1), "b": lambda i: seen.append("b") or 1.0}, 3)
+    assert seen == list("abababab")
+    assert figures == {"a": [4.0, 6.0, 8.0], "b": [1.0, 1.0, 1.0]}
+    assert row("a", figures["a"], "s", figures["b"]).endswith("ratio 6.00")
+
+
+@pytest.mark.parametrize("figures", [[1.0, 3.0, 2.0], [2.0]])
+def test_the_figure_of_a_row_is_the_median(figures):
+    assert row("x", figures, "s").split()[1] == "2"
