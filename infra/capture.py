@@ -76,7 +76,8 @@ class _Tee:
 
     def write(self, text: str) -> int:
         self._said.write(self._level, text)
-        return self._stream.write(text)
+        self._stream.write(without_secrets(text))  # a terminal is somebody's log as well
+        return len(text)
 
     def writelines(self, lines: list[str]) -> None:
         for line in lines:
