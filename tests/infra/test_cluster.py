@@ -131,6 +131,7 @@ def test_another_version_is_named(tmp_path):
         _same_versions("head:6379", {"python_version": "3.8.1"})
 
 
+@pytest.mark.slow
 def test_a_ray_of_our_own_listens_on_loopback_alone(ray):
     """Every port of its daemons, by the kernel's table."""
     import psutil
