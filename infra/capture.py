@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -21,6 +22,7 @@ from infra.types import now_utc, without_secrets
 MAX_LINES = 200
 MAX_BYTES = 32 << 10
 MAX_LINE_CHARS = 4000
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class Said:
@@ -47,7 +49,7 @@ class Said:
             self._add(level, text)
 
     def _add(self, level: str, text: str) -> None:
-        text = without_secrets(text.rstrip().rpartition("\r")[2])[:MAX_LINE_CHARS]
+        text = without_secrets(COLOURS.sub("", text.rstrip().rpartition("\r")[2]))[:MAX_LINE_CHARS]
         if not text:
             return
         self._lines.append({"at": now_utc(), "level": level, "text": text})

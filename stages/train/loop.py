@@ -139,7 +139,8 @@ class StopWish:
             return 0.0
         if not ray.wait([self._asked], timeout=0)[0]:
             return 0.0
-        answer, self._asked, self._since = ray.get(self._asked), None, time.monotonic()
+        answer: Any = ray.get(self._asked)
+        self._asked, self._since = None, time.monotonic()
         return float(answer)
 
 

@@ -14,7 +14,7 @@ def test_prints_and_logs_come_back_in_order_and_still_reach_their_stream(capsys)
         print(" halves")
         logging.getLogger("lib").warning("three %d", 3)
         print("four", file=sys.stderr)
-        print("10%\r50%\r100%")
+        print("10%\r50%\r\x1b[36m100%\x1b[0m")
     report = said.report()
     assert [(line["level"], line["text"]) for line in report["lines"]] == [
         ("out", "one"), ("out", "two halves"), ("warning", "lib: three 3"), ("err", "four"), ("out", "100%")
