@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from infra.bucket import LocalBucket
+from infra.folder_bucket import LocalBucket
 from infra.types import Snapshot
 from pipelines.graph import Graph, Node, Placement
 from pipelines.plan import Ask, Planner, StagePlan

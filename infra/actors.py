@@ -1,36 +1,27 @@
-"""A pool of Ray actors for anything with setup(), load(), process() and finish().
+"""What runs inside an actor: tasks of any worker with setup(), load(), process() and finish(), row by row if need be.
 
-The one retry point of plait. What can happen to a shard, and what then:
+With `fleet.py`, which starts the actors and sees them die, this is the one retry point of plait. Here:
     process raises             the batch is tried row by row; a row that raises twice is handed back as a BadRow
     process raises Transient   the shard is given up for this run: the world is at fault, no row is
-    process hangs              the rows of that batch are isolated, the actor is replaced
-    the actor dies             once more; then the shard is halved, down to the row that kills
+    process hangs              the positions of that batch are the answer
 Data never passes through here: a task is a description of rows, a result is what `finish` returns.
 """
 
 from __future__ import annotations
 
 import errno
-import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from infra.blame import Task
+from infra.capture import capture
 from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
 
-CLOSE_S = 5.0
-POLL_S = 2.0
-HANG_GRACE_S = 120.0
-"""Beyond the deadlines of all its rows, how long a task may be silent: a call that never lets go of the interpreter
-lock cannot be timed from inside its process."""
-DEATHS_BEFORE_HALVING = 2
 RAISES_BEFORE_BLAME = 2
-KILLED = "it killed its worker process each time it was tried"
-TOO_LATE = "it ran past the deadline each time it was tried"
 WORLD_ERRNOS = {errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EDQUOT}
 
 
@@ -56,22 +47,9 @@ class Worker(Protocol):
         """One outcome per row."""
         ...
 
-    def finish(self, units: Any, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    def finish(self, task: Task, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Write what was made; the small result that travels back."""
         ...
-
-
-@dataclass(frozen=True)
-class Task:
-    """A shard, or a part of one while a guilty row is sought."""
-
-    shard: int
-    units: tuple[Any, ...]
-    deaths: int = 0
-    suspect: bool = False
-    """Whether the units are isolated because one of them killed or hung an actor."""
-    blame: str | None = None
-    """Set on a single unit that did it again: it is not processed any more, only written down."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +60,10 @@ class Failure:
     attempts: int
 
 
-@dataclass
-class _Shard:
-    open_parts: int = 1
-    results: list[dict[str, Any]] = field(default_factory=list)
-
-    def ends_with(self, result: dict[str, Any]) -> bool:
-        """Take the result of one part; whether it was the last one."""
-        self.results.append(result)
-        self.open_parts -= 1
-        return self.open_parts == 0
-
-
 class Host:
     """The actor: holds one worker at a time and runs tasks on it."""
 
     def __init__(self) -> None:
-        self.token: str | None = None
         self.worker: Worker | None = None
         self.lane = ThreadPoolExecutor(1)
 
@@ -106,16 +71,32 @@ class Host:
         """Let the worker clean up after itself."""
         if self.worker is not None:
             self.worker.close()
-            self.worker, self.token = None, None
+            self.worker = None
 
-    def run(self, token: str, worker: Worker, task: Task) -> dict[str, Any]:
-        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}."""
+    def prepare(self, worker: Worker) -> dict[str, Any]:
+        """Turn to a worker's tasks: {}, or {"transient": sentence}; and "log", what was said."""
+        with capture() as said:
+            answer = self._prepared(worker)
+        return {**answer, "log": said.report()}
+
+    def _prepared(self, worker: Worker) -> dict[str, Any]:
         try:
-            if self.token != token:
-                self.close()
-                worker.setup()
-                self.worker, self.token = worker, token
-            assert self.worker is not None
+            self.close()
+            worker.setup()
+        except TransientError as error:
+            return {"transient": str(error)}
+        self.worker = worker
+        return {}
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}; and "log", what was said."""
+        with capture() as said:
+            answer = self._answer(task)
+        return {**answer, "log": said.report()}
+
+    def _answer(self, task: Task) -> dict[str, Any]:
+        assert self.worker is not None
+        try:
             return self._run(self.worker, task)
         except TransientError as error:
             return {"transient": str(error)}
@@ -133,7 +114,7 @@ class Host:
                 outcomes += future.result(worker.deadline_s * len(batch))
             except FutureTimeout:
                 return {"hung": list(range(start, start + len(batch)))}
-        return {"result": worker.finish(task.units, rows, outcomes)}
+        return {"result": worker.finish(task, rows, outcomes)}
 
 
 def _attempt(worker: Worker, batch: Sequence[Row]) -> list[Outcome]:
@@ -187,134 +168,3 @@ def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]
 def _blamed(bad: BadRow, attempts: int, trace: str = "") -> BadRow:
     bad.failure = Failure(trace or str(bad), attempts)  # type: ignore[attr-defined]
     return bad
-
-
-class Pool:
-    """Actors of one size, kept between stages, so that a small machine pays for their start once."""
-
-    def __init__(self, num_cpus: float = 1, num_gpus: float = 0) -> None:
-        import ray
-
-        self._ray: Any = ray
-        self.size = 1  # set by each stage that uses the pool: how many actors it may have
-        self._make = lambda: ray.remote(Host).options(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0).remote()
-        self.hosts: list[Any] = []
-
-    def map(
-        self,
-        token: str,
-        worker: Worker,
-        shards: Iterable[tuple[int, Sequence[Any]]],
-        on_shard: Callable[[int, list[dict[str, Any]]], None],
-    ) -> list[str]:
-        """Run every shard; `on_shard(number, results)` as each ends. Returns the sentences of transient failures."""
-        queue = deque(Task(number, tuple(units)) for number, units in shards)
-        state = {task.shard: _Shard() for task in queue}
-        sentences: dict[int, str] = {}
-        running: dict[Any, tuple[Task, Any, float]] = {}
-        shared = self._ray.put(worker)
-        while len(self.hosts) < min(self.size, len(queue)):
-            self.hosts.append(self._make())
-        idle = deque(self.hosts[: self.size])
-        while queue or running:
-            while queue and idle:
-                task = queue.popleft()
-                if task.shard not in sentences:
-                    host = idle.popleft()
-                    running[host.run.remote(token, shared, task)] = (task, host, time.monotonic())
-            if (ended := self._next(worker, running)) is None:
-                continue
-            task, host, answer = ended
-            idle.append(host)
-            if "transient" in answer:
-                sentences[task.shard] = answer["transient"]
-            elif "parts" in answer:
-                parts: list[Task] = list(answer["parts"])
-                state[task.shard].open_parts += len(parts) - 1
-                queue.extendleft(parts)
-            elif state[task.shard].ends_with(answer["result"]):
-                on_shard(task.shard, state[task.shard].results)
-        return list(sentences.values())
-
-    def _next(self, worker: Worker, running: dict[Any, tuple[Task, Any, float]]) -> tuple[Task, Any, Any] | None:
-        """The next task that ended or is far too late: task, a host that is free now, its answer."""
-        if not running:
-            return None
-        done, _ = self._ray.wait(list(running), num_returns=1, timeout=POLL_S)
-        late = [ref for ref, (task, _, since) in running.items() if _is_late(worker, task, since)]
-        if not done and not late:
-            return None
-        ready = (done or late)[0]
-        task, host, _ = running.pop(ready)
-        if done:
-            return task, *self._answer(ready, task, host)
-        return task, self._replace(host), {"parts": _after_death(task, TOO_LATE)}
-
-    def _answer(self, ready: Any, task: Task, host: Any) -> tuple[Any, dict[str, Any]]:
-        """The task's answer; a dead or hung actor is replaced, and its task comes back as parts."""
-        exceptions = self._ray.exceptions
-        try:
-            answer = self._ray.get(ready)
-        except exceptions.OutOfMemoryError:
-            return self._replace(host), {
-                "transient": "Ray killed a worker for memory: lower cluster.workers, then run again"
-            }
-        except exceptions.RayActorError:
-            return self._replace(host), {"parts": _after_death(task)}
-        except exceptions.RayTaskError as error:
-            raise RunError(f"a worker failed outside any row ({error.cause}): fix the cause, then run the same command again") from error  # fmt: skip  # noqa: E501
-        if "hung" in answer:
-            return self._replace(host), {"parts": _after_hang(task, answer["hung"])}
-        return host, answer
-
-    def _replace(self, host: Any) -> Any:
-        self._ray.kill(host)
-        new = self._make()
-        self.hosts[self.hosts.index(host)] = new
-        return new
-
-    def close(self) -> None:
-        """Give the actors' CPUs and GPUs back."""
-        if self.hosts:
-            closing = [host.close.remote() for host in self.hosts]
-            self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
-        for host in self.hosts:
-            self._ray.kill(host)
-        self.hosts = []
-
-
-def _is_late(worker: Worker, task: Task, since: float) -> bool:
-    return time.monotonic() - since > worker.deadline_s * len(task.units) + HANG_GRACE_S
-
-
-def _after_death(task: Task, blame: str = KILLED) -> Iterator[Task]:
-    """The same again; then halves; a single unit that did it twice is blamed."""
-    deaths = task.deaths + 1
-    if task.blame:
-        raise RunError("a worker died while it wrote a quarantined row: look at the machine's memory and disk")
-    if not task.suspect and deaths < DEATHS_BEFORE_HALVING:
-        yield replace(task, deaths=deaths)
-    elif len(task.units) > 1:
-        middle = len(task.units) // 2
-        for units in (task.units[:middle], task.units[middle:]):
-            yield Task(task.shard, units, suspect=True)
-    elif deaths < DEATHS_BEFORE_HALVING:
-        yield replace(task, deaths=deaths)
-    else:
-        yield replace(task, deaths=deaths, blame=blame)
-
-
-def _after_hang(task: Task, positions: Sequence[int]) -> Iterator[Task]:
-    """The batch that hung is isolated row by row; the others go on without it."""
-    hung = {task.units[p] for p in positions}
-    if len(task.units) == 1:
-        deaths = task.deaths + 1
-        blame = TOO_LATE if deaths >= DEATHS_BEFORE_HALVING else None
-        yield replace(task, deaths=deaths, suspect=True, blame=blame)
-        return
-    others = tuple(u for u in task.units if u not in hung)
-    if others:
-        yield replace(task, units=others)
-    for unit in task.units:
-        if unit in hung:
-            yield Task(task.shard, (unit,), suspect=True)

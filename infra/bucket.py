@@ -1,4 +1,4 @@
-"""Objects by name: a local folder or an S3 prefix behind one interface.
+"""Objects by name: the one interface over a local folder (`folder_bucket.py`) and an S3 prefix (`s3_bucket.py`).
 
 The ledger stands on one promise, put-if-absent: of all who put a name, exactly one wins and everybody
 reads the winner's bytes.
@@ -12,18 +12,12 @@ Credentials come from the environment only and are in no attribute of these clas
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from infra.types import RunError, TransientError, UserError
+from infra.types import UserError
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,8 @@ class Entry:
     path: str
     size_bytes: int
     stamp: str
+    left_out: str = ""
+    """Why this is no object, where it lies among objects (a link to a folder, a pipe): for `Bucket.listing`."""
 
 
 class Bucket:
@@ -64,6 +60,10 @@ class Bucket:
         """Every object below a folder, in no promised order."""
         raise NotImplementedError
 
+    def listing(self) -> Iterator[Entry]:
+        """Every object, and everything beside them that is none, with the reason: for a source, whose files count."""
+        return self.entries()
+
     def names(self, prefix: str) -> list[str]:
         """The names of all objects below a folder."""
         return [entry.path for entry in self.entries(prefix)]
@@ -78,269 +78,26 @@ class Bucket:
 
     def url(self, name: str) -> str:
         """Full address of a name, as Lance and people read it."""
-        return f"{self.uri}/{_checked(name)}" if name else self.uri
+        return f"{self.uri}/{checked(name)}" if name else self.uri
 
     def storage_options(self) -> dict[str, str] | None:
         """What Lance needs to open addresses here, without credentials."""
         return None
 
 
-def _checked(name: str) -> str:
+def checked(name: str) -> str:
+    """The name, if it stays below the prefix."""
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", "..") for part in parts):
         raise UserError(f"the object name {name!r} would leave its folder: use relative names without '..'")
     return name
 
 
-def _unreadable(error: OSError) -> None:
-    """A folder that is not there holds nothing; one that may not be read would lose rows in silence."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}): give read rights, or move it") from error
-
-
-def _readable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-class LocalBucket(Bucket):
-    """A folder of the local (or a shared POSIX) file system."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser().resolve()
-        self.uri = str(self.folder)
-
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        """See Bucket; atomic on any file system with hard links."""
-        target = self.folder / _checked(name)
-        if target.exists():
-            return target.read_bytes() == data
-        temp = self._write_temp(target, data)
-        try:
-            os.link(temp, target)
-        except FileExistsError:
-            return target.read_bytes() == data
-        finally:
-            temp.unlink()
-        return True
-
-    def put(self, name: str, data: bytes) -> None:
-        """See Bucket; readers see the old bytes or the new ones."""
-        target = self.folder / _checked(name)
-        self._write_temp(target, data).replace(target)
-
-    def upload(self, name: str, source: Path) -> None:
-        """See Bucket; on disk before the name is visible."""
-        target = self.folder / _checked(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temp = target.with_name(f".tmp-{os.urandom(6).hex()}")
-        shutil.copyfile(source, temp)
-        with temp.open("rb+") as file:
-            os.fsync(file.fileno())
-        temp.replace(target)
-
-    def get(self, name: str) -> bytes | None:
-        """See Bucket."""
-        try:
-            return (self.folder / _checked(name)).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def delete(self, name: str) -> None:
-        """See Bucket."""
-        (self.folder / _checked(name)).unlink(missing_ok=True)
-
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """See Bucket; hidden files and temporary files are not objects."""
-        start = self.folder / _checked(prefix) if prefix else self.folder
-        for folder, folders, files in os.walk(start, onerror=_unreadable):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            for file in sorted(files):
-                path = Path(folder, file)
-                if file.startswith(".") or not path.is_file():
-                    continue
-                stat = path.stat()
-                stamp = f"{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-                yield Entry(_readable(path.relative_to(self.folder).as_posix()), stat.st_size, stamp)
-
-    def size(self, name: str) -> int | None:
-        """See Bucket."""
-        path = self._path(name)
-        return path.stat().st_size if path.is_file() else None
-
-    def local(self, name: str) -> AbstractContextManager[Path]:
-        """See Bucket; the file itself: do not write to it."""
-        return nullcontext(self._path(name))
-
-    def _path(self, name: str) -> Path:
-        """The file of a name; a name that is not UTF-8 on disk is listed with \\xNN in place of the odd bytes."""
-        path = self.folder / _checked(name)
-        if "\\x" in name and not path.exists():
-            odd = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes.fromhex(m.group(1).decode()), name.encode())
-            return self.folder / os.fsdecode(odd)
-        return path
-
-    def _write_temp(self, target: Path, data: bytes) -> Path:
-        temp = target.with_name(f".tmp-{os.urandom(6).hex()}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temp.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                temp.unlink(missing_ok=True)
-            raise RunError(f"{target} cannot be written ({error.strerror}): make room or rights, then run the same command again") from error  # fmt: skip  # noqa: E501
-        return temp
-
-
-class S3Bucket(Bucket):
-    """A prefix of a bucket on any S3-compatible store with conditional puts."""
-
-    def __init__(self, uri: str, endpoint: str | None = None, region: str | None = None) -> None:
-        self.bucket, _, self.prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
-        if not self.bucket:
-            raise UserError(f"{uri!r} names no bucket: write s3://bucket or s3://bucket/prefix")
-        self.uri = uri.rstrip("/")
-        self.endpoint = endpoint
-        self.region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickles without the client: each process makes its own."""
-        return {k: v for k, v in self.__dict__.items() if k != "_client"}
-
-    @cached_property
-    def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        config = Config(
-            retries={"max_attempts": 8, "mode": "adaptive"},
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=32,
-        )
-        return boto3.client("s3", endpoint_url=self.endpoint, region_name=self.region, config=config)
-
-    def _call(self, verb: str, name: str, **arguments: Any) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            return getattr(self._client, verb)(Bucket=self.bucket, **arguments)
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in ("NoSuchKey", "404", "PreconditionFailed", "412", "ConditionalRequestConflict"):
-                raise
-            if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
-                raise UserError(f"the store refused {self.uri}/{name} ({code}): check the bucket's name, and AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment") from None  # fmt: skip  # noqa: E501
-            raise TransientError(
-                f"the store failed at {self.uri}/{name} ({code}): run the same command again"
-            ) from error
-        except BotoCoreError as error:
-            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-                raise UserError(f"no credentials for {self.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment") from None  # fmt: skip  # noqa: E501
-            raise TransientError(f"the store at {self.endpoint or 'AWS'} did not answer for {name} ({type(error).__name__}): run the same command again") from error  # fmt: skip  # noqa: E501
-
-    def _key(self, name: str) -> str:
-        return f"{self.prefix}/{_checked(name)}" if self.prefix else _checked(name)
-
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        """See Bucket; exactly one winner by the store's conditional put."""
-        from botocore.exceptions import ClientError
-
-        for _ in range(20):
-            try:
-                self._call("put_object", name, Key=self._key(name), Body=data, IfNoneMatch="*")
-                return True
-            except ClientError as error:
-                found = self.get(name)
-                if found is not None:
-                    return found == data
-                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                    raise
-        raise TransientError(f"{self.uri}/{name} kept conflicting with another writer: run the same command again")
-
-    def put(self, name: str, data: bytes) -> None:
-        """See Bucket."""
-        self._call("put_object", name, Key=self._key(name), Body=data)
-
-    def upload(self, name: str, source: Path) -> None:
-        """See Bucket; in parts where the file is large."""
-        from boto3.exceptions import S3UploadFailedError
-
-        try:
-            self._client.upload_file(str(source), self.bucket, self._key(name))
-        except S3UploadFailedError as error:
-            raise TransientError(f"{self.uri}/{name} could not be uploaded: run the same command again") from error
-
-    def get(self, name: str) -> bytes | None:
-        """See Bucket."""
-        from botocore.exceptions import ClientError
-
-        try:
-            return self._call("get_object", name, Key=self._key(name))["Body"].read()
-        except ClientError:
-            return None
-
-    def delete(self, name: str) -> None:
-        """See Bucket."""
-        self._call("delete_object", name, Key=self._key(name))
-
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """See Bucket; a thousand names a request."""
-        start = f"{self._key(prefix)}/" if prefix else (f"{self.prefix}/" if self.prefix else "")
-        cut = len(self.prefix) + 1 if self.prefix else 0
-        token: dict[str, str] = {}
-        while True:
-            page = self._call("list_objects_v2", prefix, Prefix=start, **token)
-            for item in page.get("Contents", []):
-                if not item["Key"].endswith("/"):
-                    yield Entry(item["Key"][cut:], item["Size"], item["ETag"].strip('"'))
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
-
-    def size(self, name: str) -> int | None:
-        """See Bucket."""
-        from botocore.exceptions import ClientError
-
-        try:
-            return self._call("head_object", name, Key=self._key(name))["ContentLength"]
-        except ClientError:
-            return None
-
-    @contextmanager
-    def local(self, name: str) -> Generator[Path]:
-        """See Bucket; a temporary copy."""
-        from botocore.exceptions import ClientError
-
-        with tempfile.TemporaryDirectory(prefix="plait-") as folder:
-            path = Path(folder, Path(name).name)
-            try:
-                body = self._call("get_object", name, Key=self._key(name))["Body"]
-            except ClientError as error:
-                raise FileNotFoundError(f"{self.uri}/{name}") from error
-            with path.open("wb") as file:
-                shutil.copyfileobj(body, file, 1 << 20)
-            yield path
-
-    def date(self) -> str:
-        """What time the store says it is, as an HTTP date."""
-        reply = self._call("list_objects_v2", "", Prefix=self.prefix, MaxKeys=1)
-        return reply["ResponseMetadata"]["HTTPHeaders"]["date"]
-
-    def storage_options(self) -> dict[str, str] | None:
-        """See Bucket; credentials reach Lance through the environment as well."""
-        options = {"region": self.region}
-        if self.endpoint:
-            options |= {"endpoint": self.endpoint, "aws_endpoint": self.endpoint}
-            if self.endpoint.startswith("http://"):
-                options["allow_http"] = "true"
-        return options
-
-
 def open_bucket(uri: str, endpoint: str | None = None, region: str | None = None) -> Bucket:
     """The bucket at a folder's path or at `s3://bucket/prefix`."""
+    from infra.folder_bucket import LocalBucket
+    from infra.s3_bucket import S3Bucket
+
     if uri.startswith("s3://"):
         return S3Bucket(uri, endpoint, region)
     if "://" in uri:

@@ -6,7 +6,7 @@ import os
 import signal
 
 VARIABLE = "PLAIT_CRASH_AT"
-POINTS = ("claimed", "planned", "shard", "staged", "restored", "committed", "tagged", "rest", "done")
+POINTS = ("claimed", "planned", "shard", "staged", "merged", "restored", "committed", "tagged", "rest", "done")
 
 
 def crash_point(name: str, dataset: str) -> None:

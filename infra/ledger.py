@@ -10,6 +10,7 @@
                            done.N        the published snapshot
                            told.N        MLflow knows
     ledger/runs/<run id>.json            which materialisations a run asked for
+    ledger/runs/<run id>/...             a run while it goes on, and its log (infra/runs.py)
     ledger/denied/<sha256>.json          raw content that was taken down
 
 This is the whole durable state: losing Ray, the driver, MLflow or the machine loses time, never truth.
@@ -17,6 +18,7 @@ This is the whole durable state: losing Ray, the driver, MLflow or the machine l
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import socket
@@ -32,6 +34,7 @@ from infra.types import Snapshot, now_utc
 
 ROOT = "ledger"
 FORGOTTEN = "forgotten"
+COMPACTED = "compacted"
 BEAT_S = 5.0
 STALE_S = 45.0
 
@@ -90,6 +93,15 @@ class Folder:
         document = self.get(f"done.{number}") if number else None
         return document if document and document["state"] != FORGOTTEN else None
 
+    def holder(self) -> dict[str, Any] | None:
+        """The claim of a living driver, judged without waiting: here by the process table, elsewhere by its beat."""
+        number = self.last("claim")
+        claim = self.get(f"claim.{number}") if number else None
+        if claim is None or claim.get("released"):
+            return None
+        beat = self.bucket.get(f"{self.path}/beat.{number}")
+        return claim if is_alive(claim, beat) else None
+
     def unfinished_plan(self) -> int:
         """The number of the plan that no `done` has followed, or 0."""
         number, last = self.last("plan"), self.last("done")
@@ -125,11 +137,16 @@ class Ledger:
         return sorted((d for key in keys for d in self.history(dataset, key)), key=lambda d: d["at"])
 
     def history(self, dataset: str, key: str) -> list[dict[str, Any]]:
-        """Every `done` of one key, oldest first; none where the last one says that it was forgotten."""
+        """Every `done` of one key, oldest first; none where the last one says that it was forgotten.
+
+        One that was compacted stands for those before it: the same rows, in files that a collection spares.
+        """
         folder = self.folder(dataset, key)
         numbers = sorted(int(n.split(".")[1]) for n in folder.names() if n.startswith("done."))
         documents = [d for n in numbers if (d := folder.get(f"done.{n}"))]
-        return [] if documents and documents[-1]["state"] == FORGOTTEN else documents
+        if documents and documents[-1]["state"] == FORGOTTEN:
+            return []
+        return documents[max((i for i, d in enumerate(documents) if d["why"] == COMPACTED), default=0) :]
 
     def deny(self, digest: str, document: Mapping[str, Any]) -> None:
         """Take raw content down, for good."""
@@ -149,8 +166,9 @@ class Ledger:
         self.bucket.put(f"{ROOT}/runs/{run_id}.json", dumps(document))
 
     def runs(self) -> list[str]:
-        """Ids of all recorded runs, oldest first (ids begin with the time)."""
-        return sorted(n.rsplit("/", 1)[1].removesuffix(".json") for n in self.bucket.names(f"{ROOT}/runs"))
+        """Ids of all recorded runs, oldest first (ids begin with the time); what else a run leaves is in a folder."""
+        names = [n.removeprefix(f"{ROOT}/runs/") for n in self.bucket.names(f"{ROOT}/runs")]
+        return sorted(n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n)
 
     def stood(self) -> dict[str, str]:
         """Dataset to key of the materialisations that the last run stood on."""
@@ -172,21 +190,35 @@ def snapshot_of(done: Mapping[str, Any]) -> Snapshot:
 
 
 @lru_cache(maxsize=1)
-def _me() -> dict[str, Any]:
+def me() -> dict[str, Any]:
+    """This process, so that others can tell whether it lives."""
     import psutil
 
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[str, Any]) -> bool:
-    """Same host: by the process table, at once. Elsewhere: when its heartbeat has not moved for STALE_S here."""
+def is_alive_here(holder: Mapping[str, Any]) -> bool:
+    """Whether a process of this host that wrote `me()` still runs."""
     import psutil
 
+    try:
+        return psutil.Process(holder["pid"]).create_time() == holder["started"]
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_alive(holder: Mapping[str, Any], beat: bytes | None) -> bool:
+    """Whether a process that wrote `me()` and `at` still runs: elsewhere by the age of its beat, by both clocks."""
+    if holder["host"] == socket.gethostname():
+        return is_alive_here(holder)
+    last = datetime.datetime.fromisoformat(beat.decode() if beat else holder["at"])
+    return (datetime.datetime.now(datetime.UTC) - last).total_seconds() < STALE_S
+
+
+def is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[str, Any]) -> bool:
+    """Same host: by the process table, at once. Elsewhere: when its heartbeat has not moved for STALE_S here."""
     if claim["host"] == socket.gethostname():
-        try:
-            return psutil.Process(claim["pid"]).create_time() != claim["started"]
-        except psutil.NoSuchProcess:
-            return True
+        return not is_alive_here(claim)
     beat = folder.bucket.get(f"{folder.path}/beat.{number}")
     if seen.get("beat") != beat or "since" not in seen:
         seen.update(beat=beat, since=time.monotonic())
@@ -212,7 +244,7 @@ class Claim:
             number = self.folder.last("claim", names)
             holder = self.folder.get(f"claim.{number}") if number else None
             if holder is None or holder.get("released") or is_dead(holder, self.folder, number, seen):
-                mine = {**_me(), "run_id": self.run_id, "at": now_utc()}
+                mine = {**me(), "run_id": self.run_id, "at": now_utc()}
                 if self.folder.put(f"claim.{number + 1}", mine):
                     self.number = number + 1
                     threading.Thread(target=self._beat, daemon=True).start()

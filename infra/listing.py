@@ -15,19 +15,27 @@ from infra.bucket import Bucket
 from infra.types import TransientError, UserError
 
 RELIST = "run again, without --only or --from, so that it is listed anew"
-SCHEMA = pa.schema([("key", pa.binary(16)), ("path", pa.string()), ("size_bytes", pa.int64()), ("stamp", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.binary(16)),
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("stamp", pa.string()),
+        ("left_out", pa.string()),
+    ]
+)
 
 
 def list_source(source: Bucket, limit: int | None = None, exclude: str = "") -> pa.Table:
-    """One row per object, ordered by H(path), so that the first N of a listing are a fair and stable sample.
+    """One row per object or stray (`left_out`: why it is none), ordered by H(path): the first N are a fair sample.
 
     `key` names the object as it is now: H(path, size, stamp). A changed file is another unit of work.
     `exclude` is the root, which may lie inside the source: plait does not eat what it wrote.
     """
     inside = f"{exclude.removeprefix(source.uri).strip('/')}/" if exclude.startswith(source.uri + "/") else None
-    entries = [e for e in source.entries() if inside is None or not e.path.startswith(inside)]
+    entries = [e for e in source.listing() if inside is None or not e.path.startswith(inside)]
     rows = [(_hash(e.path), _hash(e.path, str(e.size_bytes), e.stamp), e) for e in entries]
-    if not rows:
+    if all(e.left_out for _, _, e in rows):
         raise UserError(f"the source {source.uri} holds no file: give source=DIR or source=s3://bucket/prefix")
     rows.sort(key=lambda row: row[0])
     rows = rows[:limit]
@@ -36,6 +44,7 @@ def list_source(source: Bucket, limit: int | None = None, exclude: str = "") -> 
         [e.path for _, _, e in rows],
         [e.size_bytes for _, _, e in rows],
         [e.stamp for _, _, e in rows],
+        [e.left_out for _, _, e in rows],
     ]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 

@@ -1,8 +1,6 @@
-"""Lance datasets: read at a snapshot, stage fragments, commit them by compare-and-swap, verify, tag.
+"""Lance datasets: read at a snapshot, stage fragments that no version names yet, read a version back, tag it.
 
-Facts that this file stands on, each probed on pylance 14 (docs/decisions/0002-commit.md): a commit is not
-idempotent; `Append` always rebases; an `Update` that names every base fragment is refused when any of them was
-touched; Lance trusts the committer, so staged files are checked here; `create` is no mutex.
+`commits.py` publishes what was staged here; `compact.py` makes few fragments of many.
 """
 
 from __future__ import annotations
@@ -10,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +19,19 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray start
 import lance
 import numpy as np
 import pyarrow as pa
-from lance import LanceOperation
-from lance.commit import CommitConflictError
-from lance.fragment import FragmentMetadata, write_fragments
+from lance.fragment import write_fragments
 
 from infra.bucket import Bucket
-from infra.faults import crash_point
 from infra.types import RunError, Snapshot, UserError
 
 KEY = pa.field("key", pa.binary(16))
 PARENTS = pa.field("parents", pa.list_(pa.binary(16)))
 LABEL = pa.field("label", pa.string())
-STAMP = "plait.commit"
-COMMIT_TRIES = 20
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MAX_ROWS_PER_FILE = 1 << 20
+LIST_FROM_FILES = 256
+"""From so many files on, one listing of a thousand objects a request costs less than a request for each."""
+IO_THREADS = 16
 
 
 def full_schema(own: pa.Schema) -> pa.Schema:
@@ -46,6 +43,19 @@ def full_schema(own: pa.Schema) -> pa.Schema:
 def is_blob(field: pa.Field) -> bool:
     """Whether the stage declared this column with `stages.base.blob`."""
     return b"plait.blob" in (field.metadata or {})
+
+
+def blob_names(own: pa.Schema) -> list[str]:
+    """The blob columns among a stage's own."""
+    return [f.name for f in own if is_blob(f)]
+
+
+def declared(own: pa.Schema) -> pa.Schema:
+    """A dataset's own columns as its stage declared them."""
+    blob = {b"plait.blob": b"v2"}
+    return pa.schema(
+        [pa.field(f.name, pa.large_binary(), metadata=blob) if isinstance(f.type, pa.ExtensionType) else f for f in own]
+    )
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], own: pa.Schema) -> pa.Table:
@@ -75,6 +85,16 @@ def values_of(column: pa.ChunkedArray) -> list[Any]:
         return column.to_pylist()
     data = key_words(column).tobytes()
     return [data[at : at + 16] for at in range(0, len(data), 16)]
+
+
+def sum_of_digests(digests: Iterable[str]) -> str:
+    """The digest of all rows together: digests add up mod 2^128."""
+    return f"{sum(int(d, 16) for d in digests) % (1 << 128):032x}"
+
+
+def difference_of_digests(whole: str, part: str) -> str:
+    """The digest of what is left of the whole without a part."""
+    return f"{(int(whole, 16) - int(part, 16)) % (1 << 128):032x}"
 
 
 def digest_of(keys: pa.ChunkedArray | pa.Array) -> str:
@@ -142,9 +162,10 @@ class Store:
 
     def open(self, snapshot: Snapshot) -> lance.LanceDataset:
         """The dataset at exactly this version; found by name under this root, since roots can move."""
-        return self._dataset(snapshot.name, snapshot.version)
+        return self.at(snapshot.name, snapshot.version)
 
-    def _dataset(self, dataset: str, version: int | None = None) -> lance.LanceDataset:
+    def at(self, dataset: str, version: int | None = None) -> lance.LanceDataset:
+        """The dataset at a version, by default its newest."""
         return lance.dataset(self.uri(dataset), version=version, storage_options=self.bucket.storage_options())
 
     def exists(self, dataset: str) -> bool:
@@ -153,7 +174,7 @@ class Store:
 
     def head(self, dataset: str) -> int:
         """The newest version, or 0 where there is none."""
-        return self._dataset(dataset).version if self.exists(dataset) else 0
+        return self.at(dataset).version if self.exists(dataset) else 0
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -193,7 +214,7 @@ class Store:
         found = dataset.read_blobs(column, indices=list(positions), preserve_order=True)
         return [data for _, data in found]
 
-    # --- staging and publishing ----------------------------------------------------------------------------
+    # --- staging, and what was published ----------------------------------------------------------------------------
 
     def stage(self, dataset: str, rows: Sequence[Mapping[str, Any]], own: pa.Schema) -> Staged:
         """Write rows as fragments that no version names yet."""
@@ -201,10 +222,12 @@ class Store:
 
     def stage_table(self, dataset: str, table: pa.Table, own: pa.Schema) -> Staged:
         """As `stage`, for a table already in the dataset's schema."""
-        if not table.num_rows:
-            return Staged((), {}, 0)
+        return self.stage_batches(dataset, table.to_reader(), own) if table.num_rows else Staged((), {}, 0)
+
+    def stage_batches(self, dataset: str, batches: pa.RecordBatchReader, own: pa.Schema) -> Staged:
+        """As `stage`, for a stream of batches in the dataset's schema; it must hold a row."""
         fragments = write_fragments(
-            table,
+            batches,
             self.uri(dataset),
             schema=full_schema(own),
             max_rows_per_file=MAX_ROWS_PER_FILE,
@@ -215,99 +238,41 @@ class Store:
             data = f"datasets/{dataset}.lance/data/{file.path}"
             files[data] = file.file_size_bytes or self.bucket.size(data) or 0
             files |= {blob.path: blob.size_bytes for blob in self.bucket.entries(data.removesuffix(".lance"))}
-        return Staged(tuple(json.dumps(f.to_json()) for f in fragments), files, table.num_rows)
+        num_rows = sum(fragment.physical_rows for fragment in fragments)
+        return Staged(tuple(json.dumps(f.to_json()) for f in fragments), files, num_rows)
 
-    def intact(self, files: Mapping[str, int]) -> bool:
-        """Whether every staged file is there with the size that its writer noted."""
-        return all(self.bucket.size(path) == size for path, size in files.items())
+    def missing(self, dataset: str, files: Mapping[str, int]) -> set[str]:
+        """Staged files that are not there with the size that their writer noted."""
+        if len(files) > LIST_FROM_FILES:
+            found = {e.path: e.size_bytes for e in self.bucket.entries(f"datasets/{dataset}.lance/data")}
+        else:
+            with ThreadPoolExecutor(IO_THREADS) as threads:
+                found = dict(zip(files, threads.map(self.bucket.size, files), strict=True))
+        return {path for path, size in files.items() if found.get(path) != size}
+
+    @staticmethod
+    def with_blobs(table: pa.Table, own: pa.Schema) -> pa.Table:
+        """A table that `take` gave, in the dataset's schema again: bytes as blobs."""
+        blobs = blob_names(own)
+        schema = full_schema(own)
+        columns = [lance.blob_array(table[f.name].to_pylist()) if f.name in blobs else table[f.name] for f in schema]
+        return pa.table(columns, schema=schema)
 
     def tagged(self, dataset: str) -> set[int]:
         """Versions that a tag pins."""
-        return {tag["version"] for tag in self._dataset(dataset).tags.list().values()}
+        return {tag["version"] for tag in self.at(dataset).tags.list().values()}
 
     def files(self, dataset: str) -> list[tuple[int, str]]:
         """(version, path below the dataset) of every file that any version names."""
-        table = self._dataset(dataset).tracked_files().read_all()
+        table = self.at(dataset).tracked_files().read_all()
         return list(zip(table["version"].to_pylist(), table["path"].to_pylist(), strict=True))
-
-    def find(self, dataset: str, stamp: str, since: int) -> int | None:
-        """The version after `since` that carries our stamp: our own commit, whose reply may have been lost."""
-        if not self.exists(dataset):
-            return None
-        head = self._dataset(dataset)
-        for version in range(head.version, since, -1):
-            transaction = head.read_transaction(version)
-            if transaction and (transaction.transaction_properties or {}).get(STAMP) == stamp:
-                return version
-        return None
-
-    def publish_full(self, dataset: str, own: pa.Schema, staged: Sequence[str], stamp: str, since: int) -> int:
-        """Commit a version that holds exactly the staged fragments."""
-        new = [FragmentMetadata.from_json(f) for f in staged]
-        for _ in range(COMMIT_TRIES):
-            found = self.find(dataset, stamp, since)
-            if found is None:
-                operation = LanceOperation.Overwrite(full_schema(own), new)
-                self._try_commit(dataset, operation, self.head(dataset), stamp)
-                continue
-            self._verify(dataset, found, _files(new), sum(f.physical_rows for f in new))
-            return found
-        raise RunError(
-            f"{dataset} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again"
-        )
-
-    def publish_incremental(
-        self, base: Snapshot, dropped: Mapping[int, Sequence[int]], staged: Sequence[str], stamp: str
-    ) -> int:
-        """Commit base rows minus `dropped` (fragment id to row addresses) plus the staged fragments.
-
-        HEAD is brought to the base first (`Restore`, harmless if we die), then an `Update` that names every base
-        fragment makes the commit a compare-and-swap.
-        """
-        new = [FragmentMetadata.from_json(f) for f in staged]
-        for _ in range(COMMIT_TRIES):
-            found = self.find(base.name, stamp, base.version)
-            if found is not None:
-                rows = base.rows - sum(map(len, dropped.values())) + sum(f.physical_rows for f in new)
-                self._verify(base.name, found, None, rows)
-                return found
-            head = self._dataset(base.name)
-            source = self.open(base)
-            if _layout(head) != _layout(source):
-                self._try_commit(base.name, LanceOperation.Restore(base.version), head.version, f"restore for {stamp}")
-                crash_point("restored", base.name)
-                continue
-            self._try_commit(base.name, _update(head, dropped, new), head.version, stamp)
-        raise RunError(
-            f"{base.name} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again"
-        )
-
-    def _try_commit(self, dataset: str, operation: Any, read_version: int, stamp: str) -> None:
-        """Commit once; a refusal is no error here, since the caller looks for its stamp in any case."""
-        transaction = lance.Transaction(
-            read_version=read_version, operation=operation, transaction_properties={STAMP: stamp}
-        )
-        try:
-            lance.LanceDataset.commit(
-                self.uri(dataset), transaction, max_retries=0, storage_options=self.bucket.storage_options()
-            )
-        except CommitConflictError:
-            return
-
-    def _verify(self, dataset: str, version: int, files: set[str] | None, rows: int | None) -> None:
-        opened = self._dataset(dataset, version)
-        if rows is not None and opened.count_rows() != rows:
-            raise RunError(f"{dataset}@{version} holds {opened.count_rows()} rows where {rows} were staged: run again with --force")  # fmt: skip  # noqa: E501
-        if files is not None and {p for f in opened.get_fragments() for p in _paths(f.metadata)} != files:
-            raise RunError(f"{dataset}@{version} names other files than were staged: run again with --force")
 
     def snapshot(self, dataset: str, version: int) -> Snapshot:
         """Read a published version back: its keys must be unique; their digest names it."""
-        keys = self._dataset(dataset, version).to_table(columns=["key"])["key"]
-        words = key_words(keys)
-        if not _are_distinct(words):
+        keys = self.at(dataset, version).to_table(columns=["key"])["key"]
+        if not _are_distinct(key_words(keys)):
             raise RunError(f"{dataset}@{version} has the same key twice: the stage's `content` does not name its rows")
-        return Snapshot(dataset, self.uri(dataset), version, digest_of(keys), len(words))
+        return Snapshot(dataset, self.uri(dataset), version, digest_of(keys), len(keys))
 
     def tag(self, snapshot: Snapshot, name: str) -> None:
         """Pin a version against clean-up; a tag that exists already points there."""
@@ -317,31 +282,10 @@ class Store:
 
     def untag(self, snapshot: Snapshot, prefix: str) -> None:
         """Take this version's pins of that name away."""
-        dataset = self._dataset(snapshot.name)
+        dataset = self.at(snapshot.name)
         for name, tag in dataset.tags.list().items():
             if name.startswith(prefix) and tag["version"] == snapshot.version:
                 dataset.tags.delete(name)
-
-    def rewrite_deleted(self, base: Snapshot, stamp: str) -> int | None:
-        """Publish the same rows with every half-deleted fragment written anew; None where there is none."""
-        dataset = self.open(base)
-        holed = [f for f in dataset.get_fragments() if f.metadata.deletion_file is not None]
-        if not holed:
-            return None
-        ids = np.asarray(dataset.scanner(columns=["key"], with_row_address=True).to_table()["_rowaddr"]) >> 32
-        at = np.flatnonzero(np.isin(ids, [f.fragment_id for f in holed]))
-        plain = pa.schema([f for f in dataset.schema if f.name not in (KEY.name, PARENTS.name, LABEL.name)])
-        own = pa.schema([_as_declared(f) for f in plain])
-        rows = self.take(base, at.tolist(), dataset.schema.names).to_pylist()
-        staged = self.stage(base.name, rows, own).fragments
-        return self.publish_incremental(base, self.addresses(base, at), staged, stamp)
-
-
-def _as_declared(field: pa.Field) -> pa.Field:
-    """A column of a dataset as its stage declared it."""
-    if isinstance(field.type, pa.ExtensionType):
-        return pa.field(field.name, pa.large_binary(), metadata={b"plait.blob": b"v2"})
-    return field
 
 
 class SnapshotReader:
@@ -379,30 +323,3 @@ def check_clauses(own: pa.Schema, clauses: Mapping[str, str]) -> None:
             why = str(error).split(", /")[0].split("error: ")[-1].split(" Valid fields")[0]
             columns = ", ".join(f.name for f in own)
             raise UserError(f"select.{name}={clause!r} is no condition over the scores ({why.rstrip('.')}): write SQL over {columns}") from None  # fmt: skip  # noqa: E501
-
-
-def _paths(fragment: FragmentMetadata) -> list[str]:
-    return [file.path for file in fragment.files]
-
-
-def _files(fragments: Sequence[FragmentMetadata]) -> set[str]:
-    return {path for fragment in fragments for path in _paths(fragment)}
-
-
-def _layout(dataset: lance.LanceDataset) -> list[tuple[Any, ...]]:
-    """Which files and deletions make up a version: equal layouts are equal contents."""
-    return [(f.fragment_id, tuple(_paths(f.metadata)), str(f.metadata.deletion_file)) for f in dataset.get_fragments()]
-
-
-def _update(head: lance.LanceDataset, dropped: Mapping[int, Sequence[int]], new: list[FragmentMetadata]) -> Any:
-    removed, kept = [], []
-    for fragment in head.get_fragments():
-        gone = dropped.get(fragment.fragment_id, ())
-        if gone and len(gone) == fragment.count_rows():
-            removed.append(fragment.fragment_id)
-            continue
-        metadata = fragment.metadata
-        if gone:
-            metadata = fragment.delete(f"_rowaddr in ({', '.join(map(str, gone))})") or metadata
-        kept.append(metadata)
-    return LanceOperation.Update(removed_fragment_ids=removed, updated_fragments=kept, new_fragments=new)

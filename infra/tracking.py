@@ -99,12 +99,12 @@ class Tracker:
             self.parent, self._run_id = run.info.run_id, run_id
             self._parents.append(run.info.run_id)
 
-    def end(self, ok: bool) -> None:
-        """Close the parent runs."""
+    def end(self, status: str) -> None:
+        """Close the parent runs: FINISHED, FAILED or KILLED."""
         if not self.trouble:
             with self._guard():
                 for parent in self._parents:
-                    self.client.set_terminated(parent, "FINISHED" if ok else "FAILED")
+                    self.client.set_terminated(parent, status)
 
     def stage(self, report: Report) -> dict[str, Any] | None:
         """Tell of one materialisation: {"mlflow_run_id", "models"}; the same one is told once."""

@@ -5,6 +5,7 @@ Errors are one sentence: what was given, what is allowed, what to type next.
     PlaitError
     |-- UserError       bad input from a person: exit code 2
     |-- RunError        a run that could not finish: exit code 1
+    |   `-- StoppedError    because somebody asked it to stop
     |-- TransientError  the world is at fault, the row is not: never quarantined, the shard stays undone
     `-- BadRow          the row is at fault: quarantined with this sentence as its reason
 """
@@ -12,6 +13,7 @@ Errors are one sentence: what was given, what is allowed, what to type next.
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +33,10 @@ class UserError(PlaitError):
 
 class RunError(PlaitError):
     """The run could not finish; the sentence holds the command that goes on."""
+
+
+class StoppedError(RunError):
+    """Somebody asked the run to stop: `plait cancel`, a signal."""
 
 
 class TransientError(PlaitError):
@@ -88,9 +94,19 @@ class Checkpoint:
     """What the trainer wrote into the manifest: tokens seen, loss, data position, settings."""
 
 
+_SECRET_NAMES = re.compile("(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY)(?!.*_(PATH|FILE|URI|URL)$)")
+_MIN_SECRET_CHARS = 6
+"""Shorter values are words like "test": taking them out would garble every line."""
+
+
 def without_secrets(text: str) -> str:
-    """Text with the user part of every address taken out, for whatever is written down or shown."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """Text without the user part of addresses and without the values of secret environment variables (keys, tokens,
+    passwords by their names), for whatever is written down or shown."""
+    text = re.sub(r"://[^/@\s]+@", "://***@", text)
+    for name, value in os.environ.items():
+        if len(value) >= _MIN_SECRET_CHARS and value in text and _SECRET_NAMES.search(name.upper()):
+            text = text.replace(value, "***")
+    return text
 
 
 def now_utc() -> str:

@@ -10,9 +10,9 @@ import pyarrow.compute
 
 from infra.ledger import snapshot_of
 from infra.types import UserError
-from pipelines.lineage import Lineage
 from pipelines.plan import leaves
 from pipelines.standing import Standing
+from pipelines.target import Finder
 from pipelines.units import first_parents, flat
 
 pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
@@ -34,7 +34,7 @@ def _stages(standing: Standing, target: str) -> dict[str, Done]:
     if len(runs) > 1:
         raise UserError(f"{target!r} begins several runs ({', '.join(runs[-3:])}): give more of it")
     if not runs:
-        done = Lineage(standing).find(target).done
+        done = Finder(standing).find(target).done
         return {done["dataset"]: done}
     found: dict[str, Done] = {}
     for stage in standing.ledger.run(runs[0])["stages"]:

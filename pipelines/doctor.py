@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.bucket import Bucket, LocalBucket, S3Bucket
+from infra.bucket import Bucket
+from infra.folder_bucket import LocalBucket
+from infra.s3_bucket import S3Bucket
 from infra.types import PlaitError, without_secrets
 
 MAX_SKEW_S = 5.0
@@ -128,8 +130,9 @@ def _mlflow(tracker: Callable[[], Any]) -> str:
 def _ray(address: str | None) -> str:
     if not address and not os.environ.get("RAY_ADDRESS"):
         return f"private, on this machine: {os.cpu_count()} CPUs"
-    from infra.cluster import connect, disconnect
+    from infra.cluster import connect, disconnect, token_is_given
 
     resources = connect(address, None).cluster_resources()
     disconnect()
-    return f"reachable: {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs"
+    with_token = "with our token" if token_is_given() else "without a token"
+    return f"reachable {with_token}: {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs"

@@ -17,9 +17,10 @@ import pyarrow.compute
 
 from infra.ledger import FORGOTTEN, snapshot_of
 from infra.types import UserError, now_utc
-from pipelines import gc
-from pipelines.lineage import Lineage, Target
+from pipelines import compaction, gc
+from pipelines.lineage import Lineage
 from pipelines.standing import Standing
+from pipelines.target import Finder, Target
 
 pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
@@ -51,7 +52,7 @@ class Takedown:
 def find(standing: Standing, target: str) -> Takedown:
     """The raw content behind a file or a row's key, and all that came of it. Changes nothing."""
     lineage = Lineage(standing)
-    found = lineage.find(target)
+    found = Finder(standing).find(target)
     if found.keys is None:
         raise UserError(f"{target!r} is a whole dataset: give a raw file, or the key of a row that came from one")
     files = _raw_files(standing, Lineage(standing, sides=False), found)
@@ -115,7 +116,7 @@ def purge(standing: Standing, takedown: Takedown, row_datasets: Sequence[str]) -
             _retire(standing, version)
     for name in row_datasets:
         if name in takedown.derived:
-            _rewrite(standing, standing.done(name))
+            compaction.rewrite(standing, standing.done(name), small_too=False)
     return gc.collect(standing.root, gc.find(standing.root))
 
 
@@ -128,18 +129,3 @@ def _retire(standing: Standing, version: Mapping[str, Any]) -> None:
     last = folder.get(f"done.{number}") or {}
     gone = {"state": FORGOTTEN, "why": FORGOTTEN, "number": number + 1, "at": now_utc()}
     folder.put(f"done.{number + 1}", last | gone)
-
-
-def _rewrite(standing: Standing, done: Mapping[str, Any]) -> None:
-    """The same rows without the files that hold deleted ones: a new version of the same digest."""
-    folder = standing.ledger.folder(done["dataset"], done["key"])
-    number = folder.last("done") + 1
-    version = standing.store.rewrite_deleted(snapshot_of(done), f"{done['key']}.rewrite.{number}")
-    if version is None:
-        return
-    snapshot = standing.store.snapshot(done["dataset"], version)
-    assert snapshot.digest == done["snapshot"]["digest"]
-    standing.store.untag(snapshot_of(done), f"m.{done['key']}.")
-    standing.store.tag(snapshot, f"m.{done['key']}.{number}")
-    new = {"snapshot": snapshot.to_json(), "why": "compacted", "number": number, "at": now_utc()}
-    folder.put(f"done.{number}", dict(done) | new)

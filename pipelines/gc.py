@@ -1,7 +1,7 @@
 """What nothing names any more: files of lost races, dead tries and superseded restores.
 
 By reachability, and never by Lance's own cleanup, whose defaults delete the staged files of live work.
-    roots   the version of every `done`, each dataset's HEAD, tags, shards of unfinished plans, every manifest
+    roots   the version of every `done`, each dataset's HEAD, tags, what unfinished plans staged and read, manifests
     garbage any other file of a dataset, and checkpoint folders that no manifest names
 A living claim stops the collection: its files are not yet named by anything.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from infra.bucket import Bucket
 from infra.ledger import Folder, Ledger, is_dead
 from infra.store import Store
 from infra.types import RunError
+from pipelines import shards
 
 QUIET_S = 900.0
 NOT_DATA = ("_refs/", "_versions/latest_version_hint.json")
@@ -39,7 +41,8 @@ def find(root: Bucket) -> list[Garbage]:
     for name in datasets:
         for folder in _folders(ledger, name):
             _refuse_while_alive(folder)
-    found = [g for name in datasets if store.exists(name) for g in _of_dataset(root, ledger, store, name)]
+    pinned = _pinned_by_unfinished(ledger, datasets)
+    found = [g for name in datasets if store.exists(name) for g in _of_dataset(root, ledger, store, name, pinned)]
     return found + _of_checkpoints(root)
 
 
@@ -75,16 +78,11 @@ def _may_live(folder: Folder, number: int, holder: dict[str, Any]) -> bool:
     return (datetime.datetime.now(datetime.UTC) - last).total_seconds() < QUIET_S
 
 
-def _of_dataset(root: Bucket, ledger: Ledger, store: Store, name: str) -> list[Garbage]:
-    kept_versions = {store.head(name), *store.tagged(name)}
+def _of_dataset(root: Bucket, ledger: Ledger, store: Store, name: str, pinned: Mapping[str, set[int]]) -> list[Garbage]:
+    kept_versions = {store.head(name), *store.tagged(name), *pinned.get(name, set())}
     staged: set[str] = set()
     for folder in _folders(ledger, name):
-        versions: set[int] = set()
-        for done in ledger.history(name, folder.key):
-            if done["why"] == "compacted":  # the same rows without dropped bytes: what came before is to go
-                versions.clear()
-            versions.add(done["snapshot"]["version"])
-        kept_versions |= versions
+        kept_versions |= {done["snapshot"]["version"] for done in ledger.history(name, folder.key)}
         staged |= _staged_by_unfinished(folder)
     kept = {path for version, path in store.files(name) if version in kept_versions}
     kept |= {f"data/{path}" for path in staged}
@@ -98,6 +96,19 @@ def _of_dataset(root: Bucket, ledger: Ledger, store: Store, name: str) -> list[G
             why = "version that nothing published" if path.startswith("_versions/") else "file that no version names"
             garbage.append(Garbage(entry.path, entry.size_bytes, why))
     return garbage
+
+
+def _pinned_by_unfinished(ledger: Ledger, datasets: Sequence[str]) -> dict[str, set[int]]:
+    """Versions that a resumed run would read: the inputs and the base of every unfinished plan."""
+    found: dict[str, set[int]] = {}
+    for name in datasets:
+        for folder in _folders(ledger, name):
+            if number := folder.unfinished_plan():
+                plan = shards.read(folder, number)
+                for snapshot in plan.inputs.values():
+                    found.setdefault(snapshot.name, set()).add(snapshot.version)
+                found.setdefault(name, set()).add(plan.base_version)
+    return found
 
 
 def _staged_by_unfinished(folder: Folder) -> set[str]:

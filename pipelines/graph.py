@@ -14,11 +14,15 @@ class Placement:
     """How a stage runs. Changes nothing in its results, and so is in no key."""
 
     workers: int = 2
-    """Actors for a row stage; training workers for a job stage that starts its own."""
+    """Most actors of a row stage, fewer while it has fewer shards; training workers for a job stage."""
+    min_workers: int = 1
+    """Actors that a row stage keeps while it has any work and others want their place."""
     cpus: float = 1.0
     """CPUs per actor."""
     gpus: float = 0.0
     """GPUs per actor."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Custom resources of the Ray cluster per actor, by name."""
     batch_rows: int = 16
     """Rows handed to `process` at once."""
     shard_rows: int | None = None
@@ -29,9 +33,11 @@ class Placement:
     """Share of units that may be quarantined (beyond the first 20) before the run stops."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "batch_rows", "shard_rows", "deadline_s"):
+        for name in ("workers", "min_workers", "batch_rows", "shard_rows", "deadline_s"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise UserError(f"a placement's {name} is {getattr(self, name)}: give a number above 0")
+        if self.min_workers > self.workers:
+            raise UserError(f"a placement's min_workers is {self.min_workers}, above its workers ({self.workers}): lower it")  # fmt: skip  # noqa: E501
         if self.cpus < 0 or self.gpus < 0 or not 0 <= self.error_budget <= 1:
             raise UserError("a placement's cpus and gpus are 0 or more, its error_budget is between 0 and 1")
 

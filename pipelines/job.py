@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from infra.bucket import Bucket
+from infra.capture import capture
 from infra.checkpoints import CheckpointFolder
+from infra.commits import publish_full
 from infra.ledger import Folder
+from infra.runs import OpenRun
 from infra.store import SnapshotReader
 from infra.types import Row, Snapshot
 from pipelines import rest
@@ -37,6 +40,7 @@ class EngineJob:
     snapshots: Mapping[str, Snapshot]
     units: Mapping[str, Units]
     show: Callable[[int, int, str], None]
+    run: OpenRun
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -52,6 +56,7 @@ class EngineJob:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics at a step."""
+        self.run.check()
         self.metrics.append((step, {k: float(v) for k, v in metrics.items()}))
 
     def summary(self, metrics: Mapping[str, float]) -> None:
@@ -60,7 +65,12 @@ class EngineJob:
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Move the progress bar."""
+        self.run.check()
         self.show(done, total, what)
+
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.run.stopping()
 
     def picture(self, name: str, png: bytes) -> None:
         """A picture for people."""
@@ -81,14 +91,18 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     checkpoints = CheckpointFolder(site.root, f"checkpoints/{plan.name}/{plan.key}.{number}")
     scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
     show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731
-    job = EngineJob(site.root, scratch, plan.node.placement.workers, checkpoints, plan.snapshots, edges, show)
+    job = EngineJob(site.root, scratch, plan.node.placement.workers, checkpoints, plan.snapshots, edges, show, site.run)
     try:
         stage = plan.node.stage
         assert isinstance(stage, JobStage)
         head = site.store.head(plan.name)
-        site.release_pools()
-        staged = [] if empty else _stage_job(site, plan, stage.run(job))
-        version = site.store.publish_full(plan.name, stage.schema, staged, f"{plan.key}.{number}", head)
+        site.release_actors()
+        with capture() as said:
+            try:
+                staged = [] if empty else _stage_job(site, plan, stage.run(job))
+            finally:
+                site.run.heard(plan.name, said.report())
+        version = publish_full(site.store, plan.name, stage.schema, staged, f"{plan.key}.{number}", head)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     snapshot = site.store.snapshot(plan.name, version)
@@ -106,6 +120,7 @@ def _stage_job(site: Site, plan: StagePlan, rows: Iterator[Row]) -> list[str]:
     staged: list[str] = []
     batch: list[Row] = []
     for row in rows:
+        site.run.check()
         parents = list(row["parents"])
         batch.append({"label": plan.name, **row, "key": keys.next(parents, row), "parents": parents})
         if len(batch) >= JOB_ROWS_PER_FRAGMENT:

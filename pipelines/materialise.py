@@ -34,7 +34,8 @@ def materialise(site: Site, plan: StagePlan) -> Made:
 
     def waiting(holder: dict[str, Any]) -> None:
         """Idle actors would keep the CPUs that whoever we wait for may need."""
-        site.release_pools()
+        site.run.check()
+        site.release_actors()
         site.show(plan.name, 0, 0, f"waiting for {holder['host']}, process {holder['pid']}")
 
     if not claim.wait(on_wait=waiting, published=last_done):
@@ -46,6 +47,8 @@ def materialise(site: Site, plan: StagePlan) -> Made:
         made = run_rows(site, plan, folder) if isinstance(stage, RowStage) else run_job(site, plan, folder)
         seconds = round(time.monotonic() - started, 3)
         done = made.done | {"seconds": seconds, "kept": plan.keep or 0, "computed": made.computed, "at": now_utc()}
+        if site.wave:
+            done["wave"] = site.wave
         return _publish_done(folder, done, made)
     finally:
         claim.release()

@@ -31,6 +31,7 @@ pc: Any = pyarrow.compute  # its functions are made at import: no type checker s
 
 LISTING = "listing"
 MAX_BASES = 4
+DEFAULT_LAG = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Ask:
     limit: int | None = None
     refresh: tuple[str, ...] = ()
     retry_quarantined: bool = False
+    wave: int | None = None
+    """Stream the input through the graph, so many files at a time."""
+    lag: int = DEFAULT_LAG
+    """Finished waves of a stage that may wait for the slowest stage that reads it."""
     rows_only: bool = False
     """Leave the job stages as they stand (for `plait forget`)."""
 
@@ -116,6 +121,7 @@ class Planner:
         self._dones = cache(self.ledger.dones)
         self._stood = cache(self.ledger.stood)
         self.denied = self.ledger.denied()
+        self._listed = cache(self._list_source)
 
     def forget_cache(self) -> None:
         """After a stage was published, its `done` is to be seen."""
@@ -150,20 +156,20 @@ class Planner:
         used = [d for d in dones if d["key"] == self._stood().get(dataset)]
         return (used or dones or [None])[-1]
 
-    def plan(self, node: Node, current: Mapping[str, Snapshot | None]) -> StagePlan:
-        """Plan one stage over the given snapshots of its inputs."""
+    def plan(self, node: Node, current: Mapping[str, Snapshot | None], num_files: int | None = None) -> StagePlan:
+        """Plan one stage over the given snapshots of its inputs, or over the first files of the listing."""
         wanted = node.name in self.selected
         needed = any(node.name in self.graph.upstream_of(name) for name in self.selected)
         if not wanted and not needed:
             return StagePlan(node, "skipped", held=None)
-        plan = self._over_inputs(node, current)
+        plan = self._over_inputs(node, current, num_files)
         if not wanted:
             if plan.done is None and not self._dones(node.name):
                 raise UserError(f"{node.name} has never been made, and the stages asked for read it: run without --only or --from")  # fmt: skip  # noqa: E501
             plan.state, plan.keep, plan.compute, plan.drop, plan.cause = "skipped", None, None, None, []
         return plan
 
-    def _over_inputs(self, node: Node, current: Mapping[str, Snapshot | None]) -> StagePlan:
+    def _over_inputs(self, node: Node, current: Mapping[str, Snapshot | None], num_files: int | None) -> StagePlan:
         plan = StagePlan(node, "unknown")
         plan.snapshots = {n: s for n in self.graph.inputs_of(node.name) if (s := current.get(n)) is not None}
         missing = [n for n in self.graph.inputs_of(node.name) if n not in plan.snapshots]
@@ -181,7 +187,7 @@ class Planner:
         if not node.stage.inputs:
             if self.source is None:
                 return self._unknown(plan, [LISTING])
-            self._list(plan)
+            self._list(plan, num_files)
         self._digest_edges(plan, held, missing)
         plan.key = materialisation_key(plan.tree["recipe"], plan.tree["inputs"])
         return self._decide(plan)
@@ -201,9 +207,17 @@ class Planner:
         same = [d for d in self._dones(node.name) if d["recipe"] == plan.recipe and d["snapshot"]["rows"]]
         return same[-1] if same else None
 
-    def _list(self, plan: StagePlan) -> None:
+    def num_listed(self) -> int:
+        """How many files the frozen listing has."""
+        return self._listed().num_rows
+
+    def _list_source(self) -> pa.Table:
+        """The listing, frozen at the first look."""
         assert self.source is not None
-        listing = plan.listing = list_source(self.source, self.ask.limit, exclude=self.store.bucket.uri)
+        return list_source(self.source, self.ask.limit, exclude=self.store.bucket.uri)
+
+    def _list(self, plan: StagePlan, num_files: int | None) -> None:
+        listing = plan.listing = self._listed().slice(0, num_files)
         keys = flat(listing["key"])
         plan.units = [Units(LISTING, keys, np.arange(len(keys)), digest_of(keys))]
         plan.tree["inputs"] = {LISTING: plan.units[0].digest}

@@ -9,10 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.faults import crash_point
+from infra.fleet import Fleet, Watch
 from infra.ledger import Folder
+from infra.runs import OpenRun
 from infra.store import Store
 from infra.types import Snapshot
 from pipelines import rest
@@ -26,16 +27,33 @@ class Site:
     planner: Planner
     root: Bucket
     source: Bucket | None
-    run_id: str
-    resume: str
-    """The command that goes on after a failure."""
-    pool: Callable[[StagePlan], Pool]
-    release_pools: Callable[[], None]
+    run: OpenRun
+    """Who asked for it: its log, and whether it is to stop."""
+    fleet: Callable[[], Fleet]
+    """The actors of this run; Ray is started when it is first asked for."""
+    release_actors: Callable[[], None]
+    """Stop the actors that no stage uses."""
     show: Callable[[str, int, int, str], None]
     """Progress: stage, done, total, what."""
 
     current: Mapping[str, Snapshot | None]
     """The snapshots that this run stands on so far."""
+    wave: str | None = None
+    """Which wave this is, unless it is the last one: then it is what one go would have made."""
+
+    @property
+    def run_id(self) -> str:
+        """Of the run."""
+        return self.run.run_id
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on after a failure."""
+        return self.run.resume
+
+    def watch(self, name: str, on_shard: Callable[..., None], notice: Callable[[str], None]) -> Watch:
+        """What this run hears of a stage's actors."""
+        return Watch(on_shard, lambda said: self.run.heard(name, said), notice, self.run.check)
 
     @property
     def store(self) -> Store:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 
+from infra import commits
+from infra.allot import Size
 from infra.faults import crash_point
+from infra.fleet import Share
 from infra.ledger import Folder
+from infra.store import IO_THREADS, difference_of_digests, digest_of, sum_of_digests
 from infra.types import RunError, Snapshot
 from pipelines import rest, shards
+from pipelines.merge import merged
 from pipelines.plan import StagePlan
 from pipelines.publish import Made, Site, done_of, must, why_made
-from pipelines.units import Base, compare
-from pipelines.worker import ShardWorker
+from pipelines.units import Base, compare, flat
+from pipelines.worker import ShardWorker, put_shard
 from stages.base import RowStage
 
 pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
@@ -27,18 +33,16 @@ def run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
     """Finish the shards of a plan, verify and commit them, and count every unit before anything is published."""
     shard_plan = _open_plan(site, plan, folder)
     crash_point("planned", plan.name)
-    computed = _run_shards(site, plan, folder, shard_plan)
-    results = [must(folder.get(f"shard.{shard_plan.number}.{i}")) for i in range(len(shard_plan.shards))]
-    staged = [f for r in results for f in r["fragments"]]
-    if not all(site.store.intact(r["files"]) for r in results):
-        _replan(site, folder, shard_plan, results)
+    results, computed = _run_shards(site, plan, folder, shard_plan)
+    missing = site.store.missing(plan.name, {path: size for r in results for path, size in r["files"].items()})
+    if missing:
+        _replan(folder, shard_plan, results, missing)
         return run_rows(site, plan, folder)
     crash_point("staged", plan.name)
     base = _base(site, plan, shard_plan)
     wanted = pa.concat_arrays([u.keys for u in plan.units])
-    version, carried = _commit(site, plan, shard_plan, staged, base, wanted)
+    snapshot, carried = _commit(site, plan, shard_plan, results, base, wanted)
     crash_point("committed", plan.name)
-    snapshot = site.store.snapshot(plan.name, version)
     left = rest.join([rest.from_rows([e for r in results for e in r["rest"]]), carried, *(rest.from_select(u.gated_out) for u in plan.units)])  # fmt: skip  # noqa: E501
     units_in = len(wanted) + sum(u.gated_out.num_rows for u in plan.units)
     _conserve(site, plan.name, snapshot, units_in, left)
@@ -60,64 +64,90 @@ def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
     return shards.read(folder, number)
 
 
-def _replan(site: Site, folder: Folder, old: shards.ShardPlan, results: Sequence[Mapping[str, Any]]) -> None:
+def _replan(folder: Folder, old: shards.ShardPlan, results: Sequence[Mapping[str, Any]], missing: set[str]) -> None:
     """Files of finished shards have vanished: the same shards under the next number, keeping the intact ones."""
     number = old.number + 1
     for i, result in enumerate(results):
-        if site.store.intact(result["files"]):
+        if not missing & result["files"].keys():
             folder.put(f"shard.{number}.{i}", result)
     folder.put_bytes(f"plan.{number}", folder.get_bytes(f"plan.{old.number}"))
 
 
-def _run_shards(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.ShardPlan) -> int:
-    names = folder.names()
-    todo = [(i, units) for i, units in enumerate(shard_plan.shards) if f"shard.{shard_plan.number}.{i}" not in names]
+def _run_shards(
+    site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.ShardPlan
+) -> tuple[list[dict[str, Any]], int]:
+    """The results of all shards, those of earlier runs included, and how many units were computed now."""
+    number, prefix = shard_plan.number, f"shard.{shard_plan.number}."
+    stored = sorted(int(n.removeprefix(prefix)) for n in folder.names() if n.startswith(prefix))
+    with ThreadPoolExecutor(IO_THREADS) as threads:
+        found = threads.map(lambda i: must(folder.get(f"{prefix}{i}")), stored)
+        results = dict(zip(stored, found, strict=True))
+    budget = _Budget(plan, shard_plan)
+    for result in results.values():
+        budget.add(result)
+    todo = [(i, units) for i, units in enumerate(shard_plan.shards) if i not in results]
+    total, computed = sum(len(u) for _, u in todo), 0
+
+    def on_shard(shard: int, parts: list[dict[str, Any]]) -> None:
+        nonlocal computed
+        result = parts[0] if len(parts) == 1 else _joined(parts)
+        if not result.pop("is_stored", False):
+            result = put_shard(folder, number, shard, result)
+            del result["is_stored"]
+        crash_point("shard", plan.name)
+        results[shard] = result
+        computed += result["units"]
+        site.run.left(plan.name, result["rest"])
+        site.show(plan.name, computed, total, "")
+        budget.add(result)
+
+    if todo:
+        site.show(plan.name, 0, total, "")
+        place = plan.node.placement
+        size = Size(place.cpus, place.gpus, tuple(sorted(place.resources.items())))
+        share = Share(size, place.min_workers, place.workers, site.planner.graph.names.index(plan.name))
+        watch = site.watch(plan.name, on_shard, lambda what: site.show(plan.name, computed, total, what))
+        sentences = site.fleet().map(_worker(site, plan, folder, shard_plan), todo, share, watch)
+        if sentences:
+            raise RunError(f"{plan.name} left {len(sentences)} of {len(todo)} shards undone ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
+    return [results[i] for i in sorted(results)], computed
+
+
+def _worker(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.ShardPlan) -> ShardWorker:
     stage, placement = plan.node.stage, plan.node.placement
     assert isinstance(stage, RowStage)
     edges = tuple(shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "rows")
     sides = {e.dataset: shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "side"}
     files = site.where_raw_lies() if stage.reads_raw and stage.inputs else None
-    worker = ShardWorker(stage, plan.recipe, site.root, site.source, edges, sides, files, placement.batch_rows, placement.deadline_s)  # fmt: skip  # noqa: E501
-    stored = [must(folder.get(n)) for n in names if n.startswith(f"shard.{shard_plan.number}.")]
-    bad = [reason for result in stored for reason in _bad(result)]
-    _check_budget(plan, shard_plan, bad)
-    total = sum(len(u) for _, u in todo)
-    computed = 0
-
-    def on_shard(number: int, parts: list[dict[str, Any]]) -> None:
-        nonlocal computed
-        starts: dict[str, Any] = {"fragments": [], "rest": [], "rows": 0, "units": 0}
-        result: dict[str, Any] = {n: sum((p[n] for p in parts), start) for n, start in starts.items()}
-        result["files"] = {path: size for p in parts for path, size in p["files"].items()}
-        folder.put(f"shard.{shard_plan.number}.{number}", result)
-        crash_point("shard", plan.name)
-        computed += result["units"]
-        bad.extend(_bad(result))
-        site.show(plan.name, computed, total, "")
-        _check_budget(plan, shard_plan, bad)
-
-    if not todo:
-        return 0
-    site.show(plan.name, 0, total, "")
-    sentences = site.pool(plan).map(f"{plan.key}.{shard_plan.number}", worker, todo, on_shard)
-    if sentences:
-        raise RunError(f"{plan.name} left {len(sentences)} of {len(todo)} shards undone ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
-    return computed
+    return ShardWorker(stage, plan.recipe, site.root, site.source, edges, sides, files, placement.batch_rows, placement.deadline_s, folder, shard_plan.number)  # fmt: skip  # noqa: E501
 
 
-def _bad(result: Mapping[str, Any]) -> list[str]:
-    """Reasons of a shard's quarantined units."""
-    return [entry["reason"] for entry in result["rest"] if entry["state"] == "quarantined"]
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One result of the parts that a shard fell into."""
+    starts: dict[str, Any] = {"fragments": [], "rest": [], "rows": 0, "units": 0}
+    result: dict[str, Any] = {n: sum((p[n] for p in parts), start) for n, start in starts.items()}
+    result["files"] = {path: size for p in parts for path, size in p["files"].items()}
+    result["digest"] = sum_of_digests(p["digest"] for p in parts)
+    return result
 
 
-def _check_budget(plan: StagePlan, shard_plan: shards.ShardPlan, bad: Sequence[str]) -> None:
-    """Stop where too many units are at fault: then the stage is, or the world."""
-    budget, total = plan.node.placement.error_budget, len(shard_plan.keys)
-    if len(bad) > max(BUDGET_FLOOR_UNITS, budget * total):
-        raise RunError(
-            f"{plan.name} quarantined {len(bad)} of {total} units, over its error budget ({budget:.0%}; the last one:"
-            f" {bad[-1]}): fix the cause and run again with --force, or raise cluster.error_budget"
-        )
+class _Budget:
+    """Stops a stage where too many units are at fault: then the stage is, or the world."""
+
+    def __init__(self, plan: StagePlan, shard_plan: shards.ShardPlan) -> None:
+        self.name, self.share, self.total = plan.name, plan.node.placement.error_budget, len(shard_plan.keys)
+        self.num_bad = 0
+
+    def add(self, result: Mapping[str, Any]) -> None:
+        """Count the quarantined units of a shard."""
+        bad = [entry["reason"] for entry in result["rest"] if entry["state"] == "quarantined"]
+        self.num_bad += len(bad)
+        if bad and self.num_bad > max(BUDGET_FLOOR_UNITS, self.share * self.total):
+            raise RunError(
+                f"{self.name} quarantined {self.num_bad} of {self.total} units, over its error budget"
+                f" ({self.share:.0%}; the last one: {bad[-1]}): fix the cause and run again with --force,"
+                " or raise cluster.error_budget"
+            )
 
 
 def _base(site: Site, plan: StagePlan, shard_plan: shards.ShardPlan) -> Base | None:
@@ -126,25 +156,44 @@ def _base(site: Site, plan: StagePlan, shard_plan: shards.ShardPlan) -> Base | N
         return None
     if plan.base and plan.base.snapshot.version == shard_plan.base_version:
         return plan.base
-    done = next(d for d in site.planner.ledger.history(plan.name, shard_plan.base) if d["snapshot"]["version"] == shard_plan.base_version)  # fmt: skip  # noqa: E501
+    history = site.planner.ledger.history(plan.name, shard_plan.base)
+    done = next((d for d in history if d["snapshot"]["version"] == shard_plan.base_version), history[0])
+    then = {**done["snapshot"], "version": shard_plan.base_version}  # compacted since: the same rows, and kept for us
+    done = {**done, "snapshot": then}
     return site.planner.base(done)
 
 
 def _commit(
-    site: Site, plan: StagePlan, shard_plan: shards.ShardPlan, staged: list[str], base: Base | None, wanted: pa.Array
-) -> tuple[int, pa.Table]:
-    """Publish the version; also the part of the base's rest that still counts."""
-    stamp = f"{plan.key}.{shard_plan.number}"
-    own = plan.node.stage.schema
+    site: Site,
+    plan: StagePlan,
+    shard_plan: shards.ShardPlan,
+    results: Sequence[Mapping[str, Any]],
+    base: Base | None,
+    wanted: pa.Array,
+) -> tuple[Snapshot, pa.Table]:
+    """Publish the version and read it back; also the part of the base's rest that still counts."""
+    stamp, store, own = f"{plan.key}.{shard_plan.number}", site.store, plan.node.stage.schema
+    staged = [f for r in results for f in r["fragments"]]
+    digest = sum_of_digests(r["digest"] for r in results)
+    if commits.find(store, plan.name, stamp, shard_plan.head) is None:
+        staged = merged(site, plan, staged)
+        crash_point("merged", plan.name)
     if base is None:
-        return site.store.publish_full(plan.name, own, staged, stamp, shard_plan.head), rest.EMPTY
-    difference = compare(wanted, base)
-    tried_again = pc.is_in(difference.kept_rest["unit"], value_set=shard_plan.keys)
-    carried = difference.kept_rest.filter(pc.invert(tried_again))
-    if not staged and not len(difference.drop):
-        return base.snapshot.version, carried
-    dropped = site.store.addresses(base.snapshot, difference.drop)
-    return site.store.publish_incremental(base.snapshot, dropped, staged, stamp), carried
+        version, carried = commits.publish_full(store, plan.name, own, staged, stamp, shard_plan.head), rest.EMPTY
+    else:
+        difference = compare(wanted, base)
+        tried_again = pc.is_in(difference.kept_rest["unit"], value_set=shard_plan.keys)
+        carried = difference.kept_rest.filter(pc.invert(tried_again))
+        if not staged and not len(difference.drop):
+            return base.snapshot, carried
+        keys = flat(store.scan(base.snapshot, ["key"])["key"]).take(pa.array(difference.drop))
+        digest = sum_of_digests([difference_of_digests(base.snapshot.digest, digest_of(keys)), digest])
+        dropped = store.addresses(base.snapshot, difference.drop)
+        version = commits.publish_incremental(store, base.snapshot, dropped, staged, stamp, shard_plan.head)
+    snapshot = store.snapshot(plan.name, version)
+    if snapshot.digest != digest:
+        raise RunError(f"{plan.name}@{version} holds other rows than its shards made; nothing was published: run again with --force")  # fmt: skip  # noqa: E501
+    return snapshot, carried
 
 
 def _conserve(site: Site, name: str, snapshot: Snapshot, units_in: int, left: pa.Table) -> None:

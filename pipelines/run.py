@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from infra.actors import Pool
 from infra.bucket import Bucket
+from infra.fleet import Fleet
 from infra.ledger import snapshot_of
+from infra.runs import OpenRun
 from infra.types import PlaitError, Snapshot, now_utc
+from pipelines import waves
+from pipelines.graph import Node
 from pipelines.materialise import materialise, reselect
-from pipelines.plan import Ask, Planner, StagePlan
+from pipelines.plan import Ask, Planner
 from pipelines.publish import Site
-from pipelines.report import entry
+from pipelines.report import COUNTS, entry
 from pipelines.tell import Cards, Teller
+from pipelines.waves import Brought, Wave
 
 
 class Progress(Protocol):
@@ -45,23 +51,27 @@ class Services:
     cards: Cards
     progress: Progress
     resume: str
-    pools: dict[tuple[float, float], Pool] = field(default_factory=dict)
+    can_grow: bool = False
+    """Whether the cluster may add nodes: then what does not fit today is waited for."""
+    _fleet: Fleet | None = None
+    _lock: Any = field(default_factory=threading.Lock)
 
-    def pool(self, plan: StagePlan) -> Pool:
-        """Actors of the stage's size, shared by all stages of that size."""
-        placement = plan.node.placement
-        size = (placement.cpus, placement.gpus)
-        if size not in self.pools:
-            self.ray()
-            self.pools[size] = Pool(*size)
-        self.pools[size].size = placement.workers
-        return self.pools[size]
+    def fleet(self) -> Fleet:
+        """The actors of this run, shared by all its stages."""
+        with self._lock:
+            if self._fleet is None:
+                self._fleet = Fleet(self.ray(), self.can_grow)
+            return self._fleet
 
-    def release_pools(self) -> None:
-        """Stop all actors, so that a job stage has the machine."""
-        for pool in self.pools.values():
-            pool.close()
-        self.pools = {}
+    def stop_actors(self, why: BaseException) -> None:
+        """End every stage that works now, with that error."""
+        if self._fleet is not None:
+            self._fleet.stop(why)
+
+    def release_actors(self) -> None:
+        """Stop the actors that no stage uses, so that a job stage has the machine."""
+        if self._fleet is not None:
+            self._fleet.release()
 
 
 @dataclass
@@ -100,52 +110,104 @@ class Runner:
         self.run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}"
         self.current: dict[str, Snapshot | None] = {}
         self.result = Result(self.run_id, services.root.uri)
+        self.open = OpenRun(services.root, self.run_id, self.record.get("command", []), services.resume)
         self.teller = Teller(planner.ledger, planner.store, services.cards, services.tracker)
 
     def run(self) -> Result:
         """Every stage in order; the first error ends the run with its sentence, and what is published stays."""
+        self.open.open()
         try:
+            if self.ask.wave:
+                self._stream(self.ask.wave)
             for node in self.planner.graph:
-                plan = self.planner.plan(node, self.current)
-                if plan.warning:
-                    self.services.progress.note(plan.warning)
-                self._stage(plan)
+                if node.name not in self.current:
+                    self.open.check()
+                    self._record(self._bring(node, None, self.current))
+            self.result.stages.sort(key=lambda s: self.planner.graph.names.index(s["name"]))
             self.result.ok = True
         except PlaitError as error:
             self.result.error = str(error)
             raise
         finally:
-            self.services.release_pools()
-            self._write_record()
-            self.teller.end(self.result.ok)
+            self._end()
         return self.result
 
-    def _stage(self, plan: StagePlan) -> None:
+    def _end(self) -> None:
+        """The actors, the log, the record, MLflow: in this order, since the record says that the run has ended."""
+        stopped = self.open.stopping() and not self.result.ok
+        self.services.release_actors()
+        how = "well" if self.result.ok else self.result.error or "cut off in between"
+        self.open.say(f"the run ends: {how}", level="info" if self.result.ok else "error")
+        self.open.close()
+        self._write_record()
+        self.teller.end("FINISHED" if self.result.ok else "KILLED" if stopped else "FAILED")
+
+    def _note(self, sentence: str) -> None:
+        self.services.progress.note(sentence)
+        self.open.say(sentence, level="warning")
+
+    def _stream(self, num_files: int) -> None:
+        """The stages that need not see the whole set, wave by wave and all at the same time."""
+        still = waves.standing_still(self.planner)
+        nodes = waves.streamed(self.planner.graph, still)
+        cut = waves.cut(self.planner.num_listed(), num_files)
+        flood = waves.Flood(nodes, self.planner.graph, cut, self.ask.lag, still, self._bring)
+        computed: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
+
+        def ended(brought: Brought, wave: Wave) -> None:
+            name = brought.plan.name
+            computed[name] += brought.computed
+            seconds[name] += brought.seconds
+            if wave.is_last:
+                total, found = computed[name], brought.done or {}
+                state = brought.state if not total else found["state"]
+                kept = max(0, (found.get("rows_in") or 0) - total)
+                self._record(replace(brought, state=state, computed=total, kept=kept, seconds=seconds[name]))
+
+        try:
+            flood.run(ended)
+        except BaseException as error:
+            self.services.stop_actors(error)
+            raise
+
+    def _bring(self, node: Node, wave: Wave | None, current: Mapping[str, Snapshot | None]) -> Brought:
+        """Plan one stage over what stands, and materialise it where it is stale. May run in a thread of its own."""
+        plan = self.planner.plan(node, current, wave.num_files if wave else None)
+        if plan.warning and (wave is None or wave.number == 1):
+            self._note(plan.warning)
         if plan.state == "unknown":
             raise PlaitError(f"{plan.name} cannot be planned: {plan.cause[0]['leaf']} has never been made")
         if plan.state in ("fresh", "skipped"):
-            self.current[plan.name] = self.planner.standing(plan)
             done = reselect(self.planner, plan) if plan.state == "fresh" else plan.done or self.planner.stood(plan.name)
-            self._add(plan, done, plan.state, 0, plan.keep or 0)
-            return
+            return Brought(plan, done, plan.state, self.planner.standing(plan), 0, plan.keep or 0)
+        self.open.say(f"{plan.state}: {plan.compute} units to compute, {plan.keep or 0} kept", plan.name)
         try:
-            made = materialise(self._site(), plan)
+            made = materialise(self._site(current, wave), plan)
         except PlaitError as error:
+            self.open.say(str(error), plan.name, level="error")
             self.result.stages.append(entry(plan, None, "failed", 0, 0, None) | {"error": str(error)})
             raise
         self.planner.forget_cache()
-        self.current[plan.name] = snapshot_of(made.done)
         kept = (plan.keep or 0) if not made.adopted else made.done["rows_in"]
-        self._add(plan, made.done, made.done["state"], made.computed, kept)
+        seconds = 0.0 if made.adopted else made.done["seconds"]
+        return Brought(plan, made.done, made.done["state"], snapshot_of(made.done), made.computed, kept, seconds)
 
-    def _add(self, plan: StagePlan, done: dict[str, Any] | None, state: str, computed: int, kept: int) -> None:
-        if done and state != "skipped":
+    def _record(self, brought: Brought) -> None:
+        """Stand on a stage from now on, tell MLflow, and show it."""
+        plan, done = brought.plan, brought.done
+        self.current[plan.name] = brought.snapshot
+        if done and brought.state != "skipped":
             self._tell(done)
         told = self.teller.told(done) if done else None
-        new = entry(plan, done, state, computed, kept, told)
+        new = entry(plan, done, brought.state, brought.computed, brought.kept, told)
+        if self.ask.wave and brought.seconds:
+            new["seconds"] = round(brought.seconds, 3)
         if done and plan.name == "model" and done["snapshot"]["rows"]:
             new["checkpoint"] = self.last_checkpoint(snapshot_of(done))
         self.result.stages.append(new)
+        counts = ", ".join(f"{new[name]} {name}" for name in COUNTS if new[name])
+        self.open.say(f"{brought.state}: {counts}; {new['seconds']} s", plan.name)
         self.services.progress.finished(new)
 
     def last_checkpoint(self, snapshot: Snapshot) -> str:
@@ -157,11 +219,16 @@ class Runner:
         """Tell MLflow, also of what an earlier run published and did not live to tell."""
         before = self.teller.trouble
         if not self.teller.tell(done) and self.teller.trouble != before:
-            self.services.progress.note(f"{self.teller.trouble}; the run goes on, `plait sync` tells it later")
+            self._note(f"{self.teller.trouble}; the run goes on, `plait sync` tells it later")
 
-    def _site(self) -> Site:
+    def _site(self, current: Mapping[str, Snapshot | None], wave: Wave | None) -> Site:
         services = self.services
-        return Site(self.planner, services.root, services.source, self.run_id, services.resume, services.pool, services.release_pools, services.progress.stage, self.current)  # fmt: skip  # noqa: E501
+
+        def show(name: str, done: int, total: int, what: str) -> None:
+            services.progress.stage(name, done, total, f"{wave}  {what}" if wave and wave.total > 1 else what)
+
+        name = str(wave) if wave and not wave.is_last else None
+        return Site(self.planner, services.root, services.source, self.open, services.fleet, services.release_actors, show, current, name)  # fmt: skip  # noqa: E501
 
     def _write_record(self) -> None:
         document = {**self.record, **self.result.to_json(), "at": now_utc(), "pipeline": self.planner.graph.name}

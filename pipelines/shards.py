@@ -82,7 +82,7 @@ def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int)
         }
     )
     if plan.listing is not None:
-        for name in ("path", "size_bytes", "stamp"):
+        for name in ("path", "size_bytes", "stamp", "left_out"):
             table = table.append_column(name, plan.listing[name].combine_chunks().take(pa.array(positions[compute])))
     header = {
         "intent": dict(intent),
@@ -103,7 +103,8 @@ def read(folder: Folder, number: int) -> ShardPlan:
     header = json.loads(table.schema.metadata[HEADER])
     lists = [table[name].to_pylist() for name in ("edge", "position")]
     if header["listing"]:
-        listed = [table[name].to_pylist() for name in ("path", "size_bytes", "stamp", "key")]
+        names = ("key", "path", "size_bytes", "stamp", "left_out")
+        listed = [table[name].to_pylist() for name in names]
         lists = [[LISTING] * table.num_rows, *listed]
     units: list[Unit] = list(zip(*lists, strict=True))
     counts = np.bincount(np.asarray(table["shard"]))

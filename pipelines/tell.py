@@ -54,10 +54,10 @@ class Teller:
         self.ledger.folder(done["dataset"], done["key"]).put(f"told.{done['number']}", answer)
         return True
 
-    def end(self, ok: bool) -> None:
-        """Close the parent runs that were opened."""
+    def end(self, status: str) -> None:
+        """Close the parent runs that were opened: FINISHED, FAILED or KILLED."""
         if self._tracker is not None:
-            self._tracker.end(ok)
+            self._tracker.end(status)
 
     def _report(self, done: Mapping[str, Any]) -> Any:
         from infra.tracking import Report
@@ -105,8 +105,11 @@ class Teller:
         return found
 
     def sync(self) -> tuple[int, int]:
-        """Tell of everything that is untold, oldest first: (told now, still untold)."""
-        dones = [d for name in self.ledger.datasets() for d in self.ledger.dones(name)]
+        """Tell of everything that is untold, oldest first: (told now, still untold).
+
+        A wave before the last is a step on the way, and MLflow is not told of it.
+        """
+        dones = [d for name in self.ledger.datasets() for d in self.ledger.dones(name) if not d.get("wave")]
         untold = sorted((d for d in dones if not self.told(d)), key=lambda d: d["at"])
         told = sum(self.tell(done) for done in untold)
         return told, len(untold) - told

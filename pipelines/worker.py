@@ -13,16 +13,18 @@ from typing import Any
 import pyarrow as pa
 
 from infra.actors import Failure
+from infra.blame import Task
 from infra.bucket import Bucket
 from infra.checkpoints import download
+from infra.ledger import Folder
 from infra.listing import SourceFile
-from infra.store import Store, table_of, to_table, values_of
+from infra.store import Store, digest_of, table_of, to_table, values_of
 from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
 from pipelines.key import RowKeys
 from stages.base import RowStage
 
 Unit = tuple[Any, ...]
-"""(edge number, position in the edge's snapshot), or ("listing", path, size, stamp, key)."""
+"""(edge number, position in the edge's snapshot), or ("listing", key, path, size, stamp, why it is left out)."""
 
 MAX_ERROR_CHARS = 4000
 SCHEMA_ERRORS = (pa.ArrowException, KeyError, TypeError, OverflowError)
@@ -75,6 +77,9 @@ class ShardWorker:
     """Where raw content lies today; never part of a key, so that moved files cost nothing."""
     batch_rows: int
     deadline_s: float
+    folder: Folder
+    """The materialisation's folder: a whole shard's document is put here by the actor that finished it."""
+    plan_number: int
 
     def setup(self) -> None:
         """Load what the stage needs."""
@@ -107,8 +112,9 @@ class ShardWorker:
                 rows[i] = dict(zip(values, row))  # noqa: B905 - once per row, and they are as long
         for i, unit in enumerate(units):
             if unit[0] == "listing":
-                _, path, size_bytes, stamp, key = unit
-                rows[i] = {"path": path, "size_bytes": size_bytes, "stamp": stamp, "label": path, "unit_key": key}
+                _, key, *facts = unit
+                names = ("path", "size_bytes", "stamp", "left_out")
+                rows[i] = {**dict(zip(names, facts, strict=True)), "label": facts[0], "unit_key": key}
         loaded = [row for row in rows if row is not None]
         if self.stage.reads_raw:
             self._locate(loaded)
@@ -132,13 +138,14 @@ class ShardWorker:
         """The stage's own method, and nothing else."""
         return self.stage.process(rows, self.tools)
 
-    def finish(self, units: Sequence[Unit], rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    def finish(self, task: Task, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Stage what was made; count the rest. Rows that do not fit the schema are their unit's fault."""
         try:
             with _collector_off():
-                return self._staged(rows, outcomes)
+                result = self._staged(rows, outcomes)
         except SCHEMA_ERRORS:
-            return self._staged(rows, [self._fitting(outcome) for outcome in outcomes])
+            result = self._staged(rows, [self._fitting(outcome) for outcome in outcomes])
+        return put_shard(self.folder, self.plan_number, task.shard, result) if task.is_whole else result
 
     def _fitting(self, outcome: Outcome) -> Outcome:
         if not isinstance(outcome, list):
@@ -174,9 +181,20 @@ class ShardWorker:
             "fragments": list(staged.fragments),
             "files": dict(staged.files),
             "rows": staged.rows,
+            "digest": digest_of(table["key"]),
             "units": len(rows),
             "rest": left,
         }
+
+
+def put_shard(folder: Folder, plan_number: int, shard: int, result: dict[str, Any]) -> dict[str, Any]:
+    """Put a finished shard's document; the one that counts, which an earlier try may have put before it died."""
+    name = f"shard.{plan_number}.{shard}"
+    if folder.put(name, result):
+        return {**result, "is_stored": True}
+    found = folder.get(name)
+    assert found is not None
+    return {**found, "is_stored": True}
 
 
 @contextmanager

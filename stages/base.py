@@ -210,6 +210,11 @@ class Job(Protocol):
         """Move the progress bar."""
         ...
 
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop: end soon, what is saved is kept. `log` and `progress` raise by themselves;
+        a stage that waits for others (training workers) asks here."""
+        ...
+
     def picture(self, name: str, png: bytes) -> None:
         """A picture for people: an MLflow artifact of the stage."""
         ...

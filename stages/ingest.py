@@ -40,7 +40,8 @@ class Files(RowStage):
     """One row per object of the source as listed. Its units come from the engine's listing, not from a dataset.
 
     The kind goes by the suffix alone; whether the content is what the suffix says is found by the stage of that
-    kind. A suffix that plait does not read is filtered, with the list of those it does.
+    kind. A suffix that plait does not read is filtered, with the list of those it does; so is, with its reason, what
+    lies among the files and is none (hidden files and folders, links to folders or to nothing, pipes, sockets).
     """
 
     writes: ClassVar[str] = "files"
@@ -63,6 +64,8 @@ class Files(RowStage):
 
 
 def _listed(row: Row) -> Outcome:
+    if row.get("left_out"):
+        return Filtered(row["left_out"])
     suffix = PurePosixPath(row["path"]).suffix.lower().lstrip(".")
     kind = KINDS.get(suffix)
     if kind is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.bucket import LocalBucket
+from infra.folder_bucket import LocalBucket
 from pipelines.config import config_of
 from pipelines.plan import Ask, Planner
 from pipelines.run import Result, Runner, Services

@@ -142,7 +142,7 @@ def test_no_secret_is_in_any_file_log_or_metadata(made):
         if path.is_file():
             assert b"plait-test-secret-7f3a" not in path.read_bytes(), path
     if "storage=s3" in where:
-        from infra.bucket import S3Bucket
+        from infra.s3_bucket import S3Bucket
 
         endpoint = where[-1].partition("=")[2]
         store = S3Bucket("s3://plait", endpoint)

@@ -1,11 +1,13 @@
 """A small pipeline over text files: every kind of stage, edge and outcome, in milliseconds a row.
 
 Words that begin with `boom` raise, `die` kill the process, `hang` sleep, `drop` are filtered, `busy` are transient
-while the file named by TOY_BUSY exists. Every call is counted in the folder TOY_CALLS, one file per call.
+while the file named by TOY_BUSY exists, `say` print and log, `slow` take 0.4 s, `nap` 0.2 s in the job. Every call
+is counted in the folder TOY_CALLS, one file per call.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -26,6 +28,13 @@ def count_call(stage: str) -> None:
     """Leave a mark for one processed row."""
     if folder := os.environ.get("TOY_CALLS"):
         Path(folder, f"{stage}-{uuid.uuid4().hex}").touch()
+
+
+def say(word: str) -> None:
+    """Words that begin with `say` are printed and logged."""
+    if word.startswith("say"):
+        print(f"{word} aloud\nand once more")
+        logging.getLogger("toy").warning("%s is strange", word)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,8 @@ class Lengths(RowStage):
 
     def _one(self, word):
         count_call("lengths")
-        time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
+        time.sleep(0.4 if word.startswith("slow") else float(os.environ.get("TOY_SLEEP", "0")))
+        say(word)
         if word.startswith("boom"):
             raise ValueError(f"the word {word} explodes")
         if word.startswith("bad"):
@@ -117,6 +127,11 @@ class Book(JobStage):
     def run(self, job: Job) -> Iterator[dict]:
         """One row for all words."""
         count_call("book")
+        for batch in job.reader("words").scan(["word"]):
+            for word in batch["word"].to_pylist():
+                say(word)
+                job.progress(0, 0, word)
+                time.sleep(0.2 if word.startswith("nap") else 0)
         words = [w for batch in job.reader("words").scan(["word"]) for w in batch["word"].to_pylist()]
         job.summary({"num_words": len(words)})
         yield {"num_words": len(words), "parents": []}

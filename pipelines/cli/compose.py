@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import conf
-from infra.bucket import Bucket, LocalBucket, open_bucket
+from infra.bucket import Bucket, open_bucket
+from infra.folder_bucket import LocalBucket
 from infra.types import UserError
 from pipelines.config import Config, config_of
 from pipelines.graph import Graph

@@ -29,21 +29,28 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def status(overrides: Sequence[str], as_json: bool) -> None:
     """The funnel of the last run."""
+    from infra.runs import Runs
+
     made, standing = _standing(overrides)
     last = standing.last_run
     by_name = {s["name"]: s for s in (last or {}).get("stages", [])}
     stages = [_status_entry(standing, name, by_name.get(name)) for name in standing.order()]
     stages += [s for s in by_name.values() if s["name"] not in standing.dones]
     evals = standing.dones.get("evals")
+    going = Runs(made.root).going()
     document: dict[str, Any] = {
         "ok": bool(last and last["ok"]),
         "run_id": last["run_id"] if last else None,
         "root": made.root.uri,
+        "running": going,
         "stages": [{k: v for k, v in s.items() if k not in ("key", "metrics", "reasons")} for s in stages],
         "evaluation": evals["metrics"] if evals else {},
         "checkpoint": standing.checkpoint(),
     }
     console = show.out(as_json)
+    for run in going:
+        said = f"Going on: {run['run_id']} on {run['host']} (process {run['pid']}) since {run['at'][:19]}, plait"
+        console.print(f"{said} {' '.join(run['command'])}", markup=False, soft_wrap=True)
     if not stages:
         console.print(f"Nothing has been made under {made.root.uri} yet: `plait run` makes it.", markup=False)
     else:
@@ -114,11 +121,10 @@ def _root_cause(graph: Any, plans: Sequence[Any], stage: str) -> list[dict[str, 
 
 
 def _why_row(prefix: str, overrides: Sequence[str], as_json: bool) -> None:
-    from pipelines.lineage import Lineage
+    from pipelines.target import Finder
 
     _, standing = _standing(overrides)
-    lineage = Lineage(standing)
-    found = lineage.rows_with_prefix(prefix)
+    found = Finder(standing).rows_with_prefix(prefix)
     left = _in_rest(standing, prefix)
     keys = {k for _, k in found} | {e["unit"] for e in left}
     if len(keys) != 1:
@@ -179,10 +185,11 @@ def _row_document(standing: Any, found: Sequence[Any], left: Sequence[Mapping[st
 def lineage(target: str, overrides: Sequence[str], down: bool, as_json: bool) -> None:
     """Print where a target came from, or what came of it."""
     from pipelines.lineage import Lineage
+    from pipelines.target import Finder
 
     _, standing = _standing(overrides)
     walk = Lineage(standing)
-    found = walk.find(target)
+    found = Finder(standing).find(target)
     picture = walk.down(found) if down else walk.up(found)
     console = show.out(as_json)
     console.print(f"{found.label}: {'what was made of it' if down else 'what it was made of'}", markup=False)
@@ -263,3 +270,25 @@ def gc(overrides: Sequence[str], delete: bool, as_json: bool) -> None:
     if as_json:
         rows = [{"path": g.path, "size_bytes": g.size_bytes, "why": g.why} for g in garbage]
         show.emit({"garbage": rows, "deleted": delete, "freed_bytes": freed})
+
+
+def compact(arguments: Sequence[str], as_json: bool) -> None:
+    """Write the standing versions of all datasets, or of those named, as fewer files."""
+    from pipelines import compaction
+
+    names = [a for a in arguments if "=" not in a]
+    _, standing = _standing([a for a in arguments if "=" in a])
+    rows: list[dict[str, Any]] = []
+    for name in names or standing.order():
+        done = standing.done(name)
+        before = compaction.num_fragments(standing, done)
+        compaction.rewrite(standing, done)
+        after = compaction.num_fragments(standing, standing.ledger.folder(name, done["key"]).done() or done)
+        rows.append({"dataset": name, "rows": done["rows_out"], "fragments_before": before, "fragments": after})
+    console = show.out(as_json)
+    lines = [[r["dataset"], r["rows"], r["fragments_before"], r["fragments"]] for r in rows]
+    console.print(show.table("Compaction", ("dataset", "rows", "fragments before", "now"), lines))
+    if any(r["fragments"] != r["fragments_before"] for r in rows):
+        console.print("The old files go with `plait gc --yes`.", markup=False)
+    if as_json:
+        show.emit({"datasets": rows})

@@ -12,7 +12,8 @@ from typing import Annotated, cast
 import typer
 
 from infra.types import PlaitError, UserError
-from pipelines.cli import look, work
+from pipelines.cli import going, look, work
+from pipelines.plan import DEFAULT_LAG
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +35,13 @@ To = Annotated[str | None, typer.Option("--to", help="Run this stage and all tha
 Force = Annotated[bool, typer.Option("--force", help="Compute also what is fresh.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N files, ordered by H(path).")]
 Refresh = Annotated[list[str] | None, typer.Option(help="Let this held stage see its inputs as they are now.")]
+Waves = Annotated[
+    int | None, typer.Option("--wave", min=1, help="Stream the input through the stages, so many files at a time.")
+]
+Lag = Annotated[int, typer.Option(min=1, help="With --wave: finished waves that may wait for a reader.")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster's head; unset: RAY_ADDRESS, else a Ray of its own.")
+]
 Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined units again, and only those.")]
 
 
@@ -54,7 +62,7 @@ def plan(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - a flag each
     overrides: Overrides = None,
     only: Only = None,
     start: From = None,
@@ -63,15 +71,39 @@ def run(
     limit: Limit = None,
     refresh: Refresh = None,
     retry_quarantined: Retry = False,
+    wave: Waves = None,
+    lag: Lag = DEFAULT_LAG,
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
     json: Json = False,
 ) -> None:
     """Bring every stage to its newest state; after a crash, the same command goes on."""
-    asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined)
+    asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined, wave, lag)
     if dry_run:
         work.plan(overrides or [], asked, json)
     else:
-        work.run(overrides or [], asked, json)
+        work.run([*(overrides or []), *work.at(address)], asked, json)
+
+
+@app.command()
+def logs(
+    arguments: Annotated[list[str] | None, typer.Argument(help="STAGE, then overrides.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A run's id, or a unique beginning; the latest one otherwise.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+    json: Json = False,
+) -> None:
+    """What a run, or one stage of it, said: from the bucket alone."""
+    going.logs(arguments or [], run, follow, json)
+
+
+@app.command()
+def cancel(
+    arguments: Annotated[list[str] | None, typer.Argument(help="RUN, then overrides.")] = None, json: Json = False
+) -> None:
+    """Ask a run that is going on to stop, from any host that sees the root; finished shards are kept."""
+    going.cancel(arguments or [], json)
 
 
 @app.command()
@@ -125,9 +157,9 @@ def diff(
 
 
 @app.command()
-def doctor(overrides: Overrides = None, json: Json = False) -> None:
+def doctor(overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
     """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
-    work.doctor(overrides or [], json)
+    work.doctor([*(overrides or []), *work.at(address)], json)
 
 
 @app.command()
@@ -153,6 +185,14 @@ def gc(
     if dry_run == yes:
         raise UserError("plait gc needs --dry-run to list or --yes to delete")
     look.gc(overrides or [], yes, json)
+
+
+@app.command()
+def compact(
+    arguments: Annotated[list[str] | None, typer.Argument(help="STAGE ..., then overrides.")] = None, json: Json = False
+) -> None:
+    """Write the standing versions as fewer files; keys and bytes stay, nothing goes stale."""
+    look.compact(arguments or [], json)
 
 
 @app.command()

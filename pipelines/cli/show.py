@@ -23,7 +23,11 @@ from rich.table import Table
 WIDTH = 100
 
 err = Console(
-    stderr=True, width=None if sys.stderr.isatty() else WIDTH, soft_wrap=not sys.stderr.isatty(), highlight=False
+    # the stream itself: what is put in the place of sys.stderr (by a progress bar, by `capture`) must not hear us
+    file=sys.stderr,
+    width=None if sys.stderr.isatty() else WIDTH,
+    soft_wrap=not sys.stderr.isatty(),
+    highlight=False,
 )
 
 

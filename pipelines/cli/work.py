@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import Any, NoReturn
 
 from infra.types import PlaitError, UserError, without_secrets
 from pipelines.cli import show
-from pipelines.plan import Ask
+from pipelines.cli.going import stopped_by_signals
+from pipelines.plan import DEFAULT_LAG, Ask
 
 
 def ask(
@@ -21,11 +23,20 @@ def ask(
     limit: int | None,
     refresh: list[str] | None,
     retry: bool,
+    wave: int | None = None,
+    lag: int = DEFAULT_LAG,
 ) -> Ask:
     """The flags as one value."""
+    if wave and (only or start or force or retry):
+        raise UserError("--wave goes with --to, --limit and --refresh alone: leave out --only, --from, --force and --retry-quarantined")  # fmt: skip  # noqa: E501
     if only and (start or to):
         raise UserError("--only goes with neither --from nor --to: --only S runs S alone, --from S --to T a stretch")
-    return Ask(only, start, to, force, limit, tuple(refresh or ()), retry)
+    return Ask(only, start, to, force, limit, tuple(refresh or ()), retry, wave, lag)
+
+
+def at(address: str | None) -> list[str]:
+    """`--address` as an override."""
+    return [f"cluster.address={address}"] if address else []
 
 
 def _planner(made: Any, asked: Ask, source: Any) -> Any:
@@ -48,7 +59,7 @@ def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     missing_sample = made.config.source is None and not (made.home / "sample" / "truth.json").exists()
     planner = _planner(made, asked, None if missing_sample else source)
     plans = planner.plan_all()
-    stages = [p.to_json() for p in plans]
+    stages = [_seen(planner, p) for p in plans]
     rows = []
     for p, s in zip(plans, stages, strict=True):
         state = f"{s['state']} (held; input {s['held']:+,} units since)" if s["held"] else s["state"]
@@ -66,12 +77,25 @@ def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
         show.emit({"pipeline": made.graph.name, "key": planner.pipeline_key(plans), "stages": stages})
 
 
+def _seen(planner: Any, plan: Any) -> dict[str, Any]:
+    """A plan as people see it: what another run is making at this moment, `plait run` would wait for."""
+    entry = plan.to_json()
+    if plan.state in ("full", "incremental"):
+        holder = planner.ledger.folder(plan.name, plan.key).holder()
+        if holder:
+            who = f"made by process {holder['pid']} on {holder['host']} since {holder['at'][:19]}"
+            entry |= {"state": "waiting", "cause": [{"leaf": "another run", "was": None, "now": who}]}
+    return entry
+
+
 def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     """Run the pipeline and print what became of every row."""
+    from infra.cluster import checked
     from pipelines.cli.compose import setup, source_of
     from pipelines.run import Runner
 
     made = setup(overrides)
+    checked(made.config.cluster.address or os.environ.get("RAY_ADDRESS"))  # before anything is written
     source = source_of(made)
     show.keep_stdout()
     progress = show.ConsoleProgress()
@@ -81,6 +105,7 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
         planner = _planner(made, asked, source)
         services = _services(made, source, progress)
         runner = Runner(planner, services, asked, _record())
+        services.ray = stopped_by_signals(runner.open, progress, services.ray)
         try:
             result = runner.run()
         except PlaitError as error:
@@ -161,7 +186,7 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
     made = setup(overrides)
     teller = Teller(Ledger(made.root), Store(made.root), _cards, lambda: _tracker(made))
     told, untold = teller.sync()
-    teller.end(ok=True)
+    teller.end("FINISHED")
     if untold:
         raise RunError(f"{untold} materialisations are still untold ({teller.trouble or 'tracking is off'}): start MLflow, then `plait sync`")  # fmt: skip  # noqa: E501
     show.out(as_json).print(f"MLflow was told of {told} materialisations; it knows all of them now.")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stages.base import Checkpoints, Reader
     from stages.train.train import Model
 
+ASK_EVERY_S = 1.0
 MOMENTS_FILE = "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BETAS, _EPS = (0.9, 0.95), 1e-8
@@ -81,9 +82,10 @@ def train_worker(config: dict[str, Any]) -> None:
     # 2. Data: a pure function of the step.
     loader = Loader(packs, stage.global_batch, stage.seed)
     since_saved = torch.zeros(2, dtype=torch.float64)
-    clock, clock_tokens = time.monotonic(), 0
+    # Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same step.
+    clock, clock_tokens, stops, wish = time.monotonic(), 0, 0.0, StopWish(config["sink"] if rank == 0 else None)
 
-    while step < stage.steps:
+    while step < stage.steps and not stops:
         # 3. Learn. The divisor is the weight of the whole global batch; DeepSpeed averages over ranks, we want the sum.
         batch = loader.batch(step, rank, world)
         divisor = global_sum([float(batch.weights.sum(dtype="float64"))], device)[0]
@@ -97,7 +99,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
         # 4. Tell.
         sums = sums_by_modality(nll_T.double().cpu().numpy(), batch.targets, batch.weights, vocabulary)
-        totals = global_sum([float(loss.detach()), len(batch.tokens), *sums], device).tolist()
+        *totals, stops = global_sums([float(loss.detach()), len(batch.tokens), *sums, wish.known()], device)
         tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
         since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
         if rank == 0 and (step % config["log_every"] == 0 or step == stage.steps):
@@ -115,6 +117,30 @@ def train_worker(config: dict[str, Any]) -> None:
                 publish(checkpoints, step, state, trunk, vocabulary, facts | {"packs": len(packs)})
             since_saved.zero_()
             dist.barrier()
+
+
+class StopWish:
+    """Whether the driver wants the training to stop; asked about once a second, without waiting for the answer."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+        self._asked: Any = None
+        self._since = time.monotonic()
+
+    def known(self) -> float:
+        """1 where the last answer was yes, else 0 (always 0 on ranks without a sink)."""
+        import ray
+
+        if self._sink is None:
+            return 0.0
+        if self._asked is None:
+            if time.monotonic() - self._since >= ASK_EVERY_S:
+                self._asked = self._sink.stopping.remote()
+            return 0.0
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return 0.0
+        answer, self._asked, self._since = ray.get(self._asked), None, time.monotonic()
+        return float(answer)
 
 
 def trunk_config(stage: Model, vocabulary: Vocabulary) -> TrunkConfig:
@@ -179,6 +205,12 @@ def global_sum(values: list[float], device: torch.device) -> Tensor:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total
+
+
+def global_sums(values: list[float], device: torch.device) -> list[float]:
+    """As `global_sum`, as plain numbers."""
+    found: Any = global_sum(values, device).tolist()
+    return found
 
 
 def step_metrics(totals: list[float]) -> dict[str, float]:

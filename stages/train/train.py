@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from infra.types import RunError, UserError
+from infra.types import RunError, StoppedError, UserError
 from models.flops import TrunkShape
 from models.vocabulary import Vocabulary
 from stages.base import Edge, Job, JobStage, Row, above_zero
@@ -18,15 +19,27 @@ from stages.base import Edge, Job, JobStage, Row, above_zero
 _MAX_FAILURES = 3
 """Times the workers are started again after one died, each time from the last checkpoint."""
 _POLL_S = 0.5
+_STOP_S = 8.0
+"""How long workers may take to stop between two steps before they are left to end with the driver, as they are when
+they have not begun to step."""
 LOG_EVERY = 10
 """Steps between logged metrics; it changes no result, so it is no setting."""
 
 
 class MetricSink:
-    """A Ray actor that holds what rank 0 measured until the driver fetches it."""
+    """A Ray actor between rank 0 and the driver: holds what was measured, and the wish to stop."""
 
     def __init__(self) -> None:
         self._held: list[tuple[int, dict[str, float]]] = []
+        self._stopping = False
+
+    def stop(self) -> None:
+        """From now on the workers are to stop."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether they are to stop."""
+        return self._stopping
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """Keep the metrics of a step."""
@@ -36,6 +49,14 @@ class MetricSink:
         """Hand out and forget."""
         held, self._held = self._held, []
         return held
+
+
+def _leave(thread: threading.Thread, sink: Any, wait_s: float) -> None:
+    """Let the workers stop between two steps, all of them at the same one; what is saved is kept."""
+    deadline = time.monotonic() + wait_s
+    while thread.is_alive() and time.monotonic() < deadline:
+        sink.stop.remote()  # again each time: the actor may have been started anew
+        thread.join(_POLL_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +166,21 @@ class Model(JobStage):
 
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         thread.start()
-        alive = True
+        alive, heard = True, False
         while alive:
             thread.join(_POLL_S)
             alive = thread.is_alive()
+            if job.stopping():
+                _leave(thread, sink, _STOP_S if heard else 0.0)
+                break
             for step, metrics in ray.get(sink.drain.remote()):
+                heard = True
                 job.log(step, metrics)
                 job.progress(step, self.steps, f"steps, loss {metrics['loss']:.3f}")
         ray.kill(sink)
+        if job.stopping():
+            job.progress(getattr(job.checkpoints.latest(), "step", 0), self.steps, "stopped")  # raises in its own words
+            raise StoppedError("training was stopped: the same command goes on from the last checkpoint")
         if failed:
             cause = str(failed[0]).strip().splitlines()[-1]
             raise RunError(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.bucket import LocalBucket
 from infra.faults import POINTS
+from infra.folder_bucket import LocalBucket
 from pipelines import gc
 from pipelines.standing import Standing
 from tests.conftest import REPO, plait

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from infra.bucket import LocalBucket
+from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger
 from infra.store import Store
 from infra.tracking import Tracker
@@ -39,7 +39,7 @@ def test_a_run_goes_on_without_mlflow_and_sync_makes_it_whole(toy, tmp_path, mon
     teller = Teller(Ledger(toy.root), Store(toy.root), lambda *_: {}, lambda: tracker_at(tmp_path))
     assert teller.sync() == (6, 0)
     assert teller.sync() == (0, 0)
-    teller.end(ok=True)
+    teller.end("FINISHED")
     assert len(materialisations(tmp_path)) == 6 == len(set(materialisations(tmp_path)))
     tracker = tracker_at(tmp_path)
     (parent,) = tracker.client.search_runs([tracker.experiment], "tags.`plait.pipeline` = 'toy'")

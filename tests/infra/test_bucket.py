@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.bucket import LocalBucket, S3Bucket, open_bucket
+from infra.bucket import open_bucket
+from infra.folder_bucket import LocalBucket
+from infra.s3_bucket import S3Bucket
 from infra.types import TransientError, UserError
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.bucket import LocalBucket
+from infra import commits, compact
+from infra.folder_bucket import LocalBucket
 from infra.store import Store, check_clauses, digest_of
 from infra.types import RunError, UserError
 from stages.base import blob
@@ -33,7 +34,7 @@ def store(tmp_path):
 def publish(store, stop=10, stamp="one"):
     """A full materialisation in two fragments."""
     staged = [*store.stage("d", rows(0, 5), OWN).fragments, *store.stage("d", rows(5, stop), OWN).fragments]
-    return store.snapshot("d", store.publish_full("d", OWN, staged, stamp, store.head("d")))
+    return store.snapshot("d", commits.publish_full(store, "d", OWN, staged, stamp, store.head("d")))
 
 
 def numbers(store, snapshot):
@@ -42,15 +43,15 @@ def numbers(store, snapshot):
 
 def test_a_commit_repeated_by_a_resumed_driver_is_found_and_adopted(store):
     staged = store.stage("d", rows(0, 5), OWN).fragments
-    first = store.publish_full("d", OWN, staged, "one", 0)
-    assert store.publish_full("d", OWN, staged, "one", 0) == first == store.head("d")
+    first = commits.publish_full(store, "d", OWN, staged, "one", 0)
+    assert commits.publish_full(store, "d", OWN, staged, "one", 0) == first == store.head("d")
 
 
 def test_rows_are_kept_dropped_and_added_in_one_version(store):
     base = publish(store)
     dropped = store.addresses(base, pa.array([0, 7]).to_numpy())
     new = store.stage("d", rows(20, 22), OWN).fragments
-    after = store.snapshot("d", store.publish_incremental(base, dropped, new, "two"))
+    after = store.snapshot("d", commits.publish_incremental(store, base, dropped, new, "two", base.version))
     assert numbers(store, after) == [1, 2, 3, 4, 5, 6, 8, 9, 20, 21]
     assert store.take(after, [0, 6, 9], ["media", "x"]).to_pylist() == [
         {"media": b"1", "x": 1}, {"media": b"8", "x": 8}, {"media": b"21", "x": 21},
@@ -60,8 +61,10 @@ def test_rows_are_kept_dropped_and_added_in_one_version(store):
 
 def test_an_increment_on_an_older_base_restores_it_first(store):
     base = publish(store)
-    store.publish_full("d", OWN, store.stage("d", rows(50, 52), OWN).fragments, "other", store.head("d"))
-    after = store.publish_incremental(base, {0: [0]}, store.stage("d", rows(20, 21), OWN).fragments, "two")
+    commits.publish_full(store, "d", OWN, store.stage("d", rows(50, 52), OWN).fragments, "other", store.head("d"))
+    after = commits.publish_incremental(
+        store, base, {0: [0]}, store.stage("d", rows(20, 21), OWN).fragments, "two", base.version
+    )
     assert numbers(store, store.snapshot("d", after)) == [*range(1, 10), 20]
 
 
@@ -69,7 +72,10 @@ def test_two_increments_on_one_base_cannot_both_be_head_unnoticed(store):
     """Each commits its own version from the same base; neither sees the other's rows."""
     base = publish(store)
     versions = [
-        store.publish_incremental(base, {}, store.stage("d", rows(n, n + 1), OWN).fragments, f"s{n}") for n in (30, 40)
+        commits.publish_incremental(
+            store, base, {}, store.stage("d", rows(n, n + 1), OWN).fragments, f"s{n}", base.version
+        )
+        for n in (30, 40)
     ]
     assert [numbers(store, store.snapshot("d", v))[10:] for v in versions] == [[30], [40]]
 
@@ -79,7 +85,7 @@ def test_a_stale_update_is_refused_by_lance(store):
     base = publish(store)
     head = store.open(base)
     operation = lance.LanceOperation.Update(updated_fragments=[f.metadata for f in head.get_fragments()])
-    store._try_commit("d", operation, base.version, "first")
+    commits._try_commit(store, "d", operation, base.version, "first")
     with pytest.raises(OSError, match="conflict"):
         lance.LanceDataset.commit(store.uri("d"), lance.Transaction(base.version, operation), max_retries=0)
 
@@ -88,23 +94,22 @@ def test_a_vanished_or_cut_file_is_noticed_before_the_commit(store):
     big = [row | {"media": b"x" * 5_000_000} for row in rows(0, 2)]
     for kind in ("*.lance", "*/*.blob"):
         staged = store.stage("d", big, OWN)
-        assert len(staged.files) == 3 and store.intact(staged.files)
-        data = next(
-            p for p in (store.bucket.folder / "datasets" / "d.lance" / "data").glob(kind) if p.stat().st_size > 10
-        )
+        assert len(staged.files) == 3 and store.missing("d", staged.files) == set()
+        data_folder = store.bucket.folder / "datasets" / "d.lance" / "data"
+        data = next(p for p in data_folder.glob(kind) if p.stat().st_size > 10)
         os.truncate(data, 10)
-        assert not store.intact(staged.files)
+        assert store.missing("d", staged.files) == {f"datasets/d.lance/data/{data.relative_to(data_folder)}"}
         shutil.rmtree(store.bucket.folder / "datasets")
 
 
 def test_a_key_that_stands_twice_is_refused(store):
     staged = [*store.stage("d", rows(0, 5), OWN).fragments, *store.stage("d", rows(4, 6), OWN).fragments]
     with pytest.raises(RunError, match="same key twice"):
-        store.snapshot("d", store.publish_full("d", OWN, staged, "one", 0))
+        store.snapshot("d", commits.publish_full(store, "d", OWN, staged, "one", 0))
 
 
 def test_an_empty_dataset_is_a_version_like_any_other(store):
-    snapshot = store.snapshot("d", store.publish_full("d", OWN, [], "one", 0))
+    snapshot = store.snapshot("d", commits.publish_full(store, "d", OWN, [], "one", 0))
     assert snapshot.rows == 0 and int(snapshot.digest, 16) == 0
 
 
@@ -132,3 +137,42 @@ def test_a_clause_that_is_no_condition_is_refused_in_one_sentence(clause):
     with pytest.raises(UserError, match=r"select\.mine=.*write SQL over x, media") as caught:
         check_clauses(OWN, {"mine": clause})
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+PLAIN = pa.schema([pa.field("x", pa.int64()), pa.field("tags", pa.list_(pa.string()))])
+
+
+def test_many_small_staged_fragments_are_merged_into_few_before_the_commit(store):
+    made = [{**row, "tags": ["a", str(row["x"])]} for row in rows(0, 40)]
+    staged = [f for i in range(0, 40, 2) for f in store.stage("d", made[i : i + 2], PLAIN).fragments]
+    groups = compact.groups(staged, PLAIN)
+    assert [len(g) for g in groups] == [20]
+    merged = compact.merge_staged(store, "d", groups[0], PLAIN)
+    assert (len(merged.fragments), merged.rows) == (1, 40)
+    version = commits.publish_full(store, "d", PLAIN, list(merged.fragments), "one", 0)
+    snapshot = store.snapshot("d", version)
+    names = ["key", "parents", "label", "x", "tags"]
+    assert store.scan(snapshot, names).to_pylist() == [{n: row[n] for n in names} for row in made]
+
+
+def test_few_fragments_and_fragments_with_blobs_are_left_as_they_are(store):
+    few = [f for i in range(5) for f in store.stage("d", [{**r, "tags": []} for r in rows(i, i + 1)], PLAIN).fragments]
+    blobs = [f for i in range(20) for f in store.stage("d", rows(i, i + 1), OWN).fragments]
+    assert compact.groups(few, PLAIN) == [[f] for f in few] and compact.groups(blobs, OWN) == [[f] for f in blobs]
+
+
+def test_compaction_keeps_keys_parents_and_blobs_of_every_kind(store):
+    """Inline, packed and dedicated blobs (Lance lays them out by size), some rows dropped before."""
+    sizes = [3, 100_000, 5_000_000]
+    made = [row | {"media": bytes([i % 251]) * sizes[i % 3]} for i, row in enumerate(rows(0, 9))]
+    staged = [f for i in range(0, 9, 3) for f in store.stage("d", made[i : i + 3], OWN).fragments]
+    base = store.snapshot("d", commits.publish_full(store, "d", OWN, staged, "one", 0))
+    dropped = store.addresses(base, pa.array([4]).to_numpy())
+    base = store.snapshot("d", commits.publish_incremental(store, base, dropped, [], "two", base.version))
+    version = compact.rewrite(store, base, "three", small_too=True)
+    after = store.snapshot("d", version)
+    assert after.digest == base.digest and len(store.open(after).get_fragments()) == 1
+    names = ["key", "parents", "label", "x", "media"]
+    left = [row for row in made if row["x"] != 4]
+    assert store.take(after, range(8), names).to_pylist() == [{n: row[n] for n in names} for row in left]
+    assert compact.rewrite(store, after, "four", small_too=True) is None

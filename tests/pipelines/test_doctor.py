@@ -2,7 +2,8 @@
 
 import pytest
 
-from infra.bucket import LocalBucket, S3Bucket
+from infra.folder_bucket import LocalBucket
+from infra.s3_bucket import S3Bucket
 from pipelines.doctor import examine
 
 

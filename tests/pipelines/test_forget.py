@@ -89,3 +89,12 @@ def test_purge_removes_the_bytes_and_keeps_all_other_rows(toy):
     assert {s["state"] for s in toy.run().values()} == {"fresh"}
     assert len(toy.run(words={"min_chars": 5})["words"]) > 0
     assert holders(toy) == []
+
+
+def test_a_version_forced_after_a_rewritten_one_is_pinned_as_well(toy):
+    found = take_down(toy, "bad.txt")
+    forget.purge(Standing(toy.root), found, ["texts", "words", "lengths", "upper"])
+    toy.run(Ask(force=True))
+    standing = Standing(toy.root)
+    for name in ("texts", "words", "lengths", "upper"):
+        assert standing.snapshot(name).version in standing.store.tagged(name), name

@@ -7,6 +7,7 @@ import pytest
 from infra.types import UserError
 from pipelines.plan import Ask
 from pipelines.standing import Standing
+from tests.infra.test_listing import strew
 
 
 @pytest.fixture
@@ -154,12 +155,13 @@ def test_a_select_that_newly_drops_what_never_passed_is_told_in_the_funnel(toy):
 
 def test_a_forced_stage_keeps_the_lineage_of_what_was_made_from_its_older_version(toy):
     from pipelines.lineage import Lineage
+    from pipelines.target import Finder
 
     toy.run(Ask(only="words", force=True))
-    lineage = Lineage(Standing(toy.root))
-    files = {n["label"] for n in lineage.up(lineage.find("upper")).nodes.values() if n["kind"] == "file"}
+    lineage, finder = Lineage(Standing(toy.root)), Finder(Standing(toy.root))
+    files = {n["label"] for n in lineage.up(finder.find("upper")).nodes.values() if n["kind"] == "file"}
     assert files == {f"t{i}.txt" for i in range(6)}
-    assert lineage.find("words@1").done["snapshot"]["version"] == 1
+    assert finder.find("words@1").done["snapshot"]["version"] == 1
 
 
 def test_a_partial_run_stands_on_what_the_last_run_stood_on(toy):
@@ -187,3 +189,15 @@ def test_diff_names_the_setting_and_the_rows_that_differ(toy):
     assert "texts" not in by_name and "book" not in by_name
     assert between(Standing(toy.root), first, first) == []
     assert between(Standing(toy.root), "words@1", "words@2")[0]["rows"]["only_a"] == 6
+
+
+def test_what_is_no_file_is_filtered_with_its_reason_and_changes_nothing_downstream(make_toy, tmp_path):
+    toy = make_toy()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    strew(toy.source, outside)
+    made = toy.run()
+    assert (made["files"]["rows_in"], made["files"]["rows_out"], made["files"]["filtered"]) == (9, 2, 7)
+    assert sum(count for reason, count in made["files"]["reasons"].items() if "link to a folder" in reason) == 2
+    assert made["texts"]["rows_out"] == 2
+    assert toy.run()["files"]["state"] == "fresh"

@@ -99,6 +99,9 @@ class FakeJob:
     def progress(self, done: int, total: int, what: str) -> None:
         self.progressed.append((done, total, what))
 
+    def stopping(self) -> bool:
+        return False
+
     def picture(self, name: str, png: bytes) -> None:
         self.pictures[name] = png
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.types import UserError
+from infra.types import StoppedError, UserError
 from models.flops import TrunkShape
 from models.vocabulary import TEXT, VISION, Vocabulary
 from stages.pack import Packs
@@ -103,6 +105,14 @@ class DyingJob(FakeJob):
         return DyingReader(self.tables[dataset], self.fatal_row, self.scratch / "died")
 
 
+@dataclass
+class StoppedJob(FakeJob):
+    """Is asked to stop as soon as it has heard of a step behind the first checkpoint."""
+
+    def stopping(self) -> bool:
+        return any(step > STAGE.checkpoint_every for step, _ in self.logged)
+
+
 @pytest.fixture(scope="module")
 def local_ray():
     import ray
@@ -144,3 +154,16 @@ def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
 
     again = FakeJob(tmp_path / "calm", {"packs": packs})
     assert list(STAGE.run(again)) == rows and not again.logged
+
+
+@pytest.mark.slow
+def test_training_stops_between_two_steps_when_it_is_asked_to_and_keeps_its_checkpoints(
+    tmp_path: Path, packs: pa.Table, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
+    job = StoppedJob(tmp_path, {"packs": packs}, num_workers=2)
+    with pytest.raises(StoppedError):
+        list(dataclasses.replace(STAGE, steps=100_000).run(job))
+    assert not [t for t in threading.enumerate() if t.name == "ray-train"], "its workers went on"
+    last = job.checkpoints.latest()
+    assert last is not None and last.step >= 4 and job.progressed[-1] == (last.step, 100_000, "stopped")
