@@ -49,11 +49,12 @@ def measure(num: int, runs: int, with_peer: bool) -> float:
     new = keys(num // 100, 2)
     wanted = pa.concat_arrays([have.slice(num // 100), new])
     base = Base(Snapshot("d", "", 1, "", num), {}, have, rest.EMPTY)
-    ours, theirs = [], []
+    ours, theirs, cpu = [], [], []
     for _ in range(runs):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         found = plan(wanted, base)
         ours.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - used)
         assert found == num // 100
         if with_peer:
             started = time.perf_counter()
@@ -61,7 +62,8 @@ def measure(num: int, runs: int, with_peer: bool) -> float:
             theirs.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     ours_s = statistics.median(ours)
-    line = f"{num:>11,} keys  plait {ours_s:6.2f} s  ({min(ours):.2f}..{max(ours):.2f})  peak {peak:.2f} GB"
+    line = f"{num:>11,} keys  plait {ours_s:6.2f} s  ({min(ours):.2f}..{max(ours):.2f})"
+    line += f"  CPU {statistics.median(cpu):.2f} s  peak {peak:.2f} GB"
     if theirs:
         theirs_s = statistics.median(theirs)
         line += f"  python set {theirs_s:6.2f} s  ratio {ours_s / theirs_s:.2f}"
