@@ -10,7 +10,6 @@ Data never passes through here: a task is a description of rows, a result is wha
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from collections import deque
@@ -20,7 +19,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
+from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError, UserError
+from infra.world import is_world, world_failed
 
 CLOSE_S = 5.0
 POLL_S = 2.0
@@ -31,7 +31,6 @@ DEATHS_BEFORE_HALVING = 2
 RAISES_BEFORE_BLAME = 2
 KILLED = "it killed its worker process each time it was tried"
 TOO_LATE = "it ran past the deadline each time it was tried"
-WORLD_ERRNOS = {errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EDQUOT}
 
 
 class Worker(Protocol):
@@ -119,6 +118,10 @@ class Host:
             return self._run(self.worker, task)
         except TransientError as error:
             return {"transient": str(error)}
+        except OSError as error:  # of loading or writing rows: one of `process` is a row's outcome
+            if not is_world(error):
+                raise
+            return {"transient": str(world_failed(error))}
 
     def _run(self, worker: Worker, task: Task) -> dict[str, Any]:
         rows = worker.load(task.units)
@@ -140,7 +143,7 @@ def _attempt(worker: Worker, batch: Sequence[Row]) -> list[Outcome]:
     """Process a batch; on an exception row by row, each row twice, before a row is blamed."""
     try:
         return _checked(worker.process(batch), batch)
-    except (TransientError, RunError):
+    except (TransientError, RunError, UserError):  # of the world or of the settings: no row is at fault
         raise
     except Exception as error:  # noqa: BLE001 - the one retry point: whatever a stage raises is a row's outcome
         _spare_the_row(error)
@@ -154,7 +157,7 @@ def _again(worker: Worker, row: Row, first: Exception) -> Outcome:
         return _blamed(first, 1)
     try:
         return _checked(worker.process([row]), [row])[0]
-    except (TransientError, RunError):
+    except (TransientError, RunError, UserError):  # of the world or of the settings: no row is at fault
         raise
     except Exception as error:  # noqa: BLE001 - see _attempt
         _spare_the_row(error)
@@ -166,10 +169,7 @@ def _spare_the_row(error: Exception) -> None:
     """Raise TransientError where the world is at fault: a lost connection, a timeout, no memory, no disk."""
     if isinstance(error, MemoryError):
         raise TransientError("a worker ran out of memory: lower cluster.workers, then run again") from error
-    # decoders raise subclasses of these for damaged files: only the plain ones speak of the world
-    is_plain = type(error).__module__ == "builtins"
-    lost = isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in WORLD_ERRNOS
-    if is_plain and lost:
+    if is_world(error):
         raise TransientError(f"{type(error).__name__}: {error}") from error
 
 

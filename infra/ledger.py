@@ -23,17 +23,20 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from infra.bucket import Bucket
-from infra.types import Snapshot, now_utc
+from infra.types import PlaitError, Snapshot, now_utc
 
 ROOT = "ledger"
 FORGOTTEN = "forgotten"
 BEAT_S = 5.0
 STALE_S = 45.0
+_HELD: set[tuple[str, int]] = set()
+"""(folder, number) of the claims that this process holds."""
 
 
 def dumps(document: Mapping[str, Any]) -> bytes:
@@ -183,6 +186,8 @@ def is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[st
     import psutil
 
     if claim["host"] == socket.gethostname():
+        if claim["pid"] == os.getpid() and (folder.path, number) not in _HELD:
+            return True  # ours of an earlier run in this process, which could not put its release
         try:
             return psutil.Process(claim["pid"]).create_time() != claim["started"]
         except psutil.NoSuchProcess:
@@ -215,6 +220,7 @@ class Claim:
                 mine = {**_me(), "run_id": self.run_id, "at": now_utc()}
                 if self.folder.put(f"claim.{number + 1}", mine):
                     self.number = number + 1
+                    _HELD.add((self.folder.path, self.number))
                     threading.Thread(target=self._beat, daemon=True).start()
                     return True
             elif on_wait:
@@ -223,10 +229,12 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
-            self.folder.bucket.put(f"{self.folder.path}/beat.{self.number}", now_utc().encode())
+            with suppress(PlaitError, OSError):  # a store that is away for a moment: the next beat tries again
+                self.folder.bucket.put(f"{self.folder.path}/beat.{self.number}", now_utc().encode())
 
     def release(self) -> None:
         """Let the next one in without waiting for our heartbeat to stop."""
         self._stop.set()
+        _HELD.discard((self.folder.path, self.number))
         if self.number:
             self.folder.put(f"claim.{self.number + 1}", {"released": True, "run_id": self.run_id, "at": now_utc()})

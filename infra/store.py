@@ -27,6 +27,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from infra.bucket import Bucket
 from infra.faults import crash_point
 from infra.types import RunError, Snapshot, UserError
+from infra.world import is_lost_put, wait
 
 KEY = pa.field("key", pa.binary(16))
 PARENTS = pa.field("parents", pa.list_(pa.binary(16)))
@@ -217,11 +218,11 @@ class Store:
     def publish_full(self, dataset: str, own: pa.Schema, staged: Sequence[str], stamp: str, since: int) -> int:
         """Commit a version that holds exactly the staged fragments."""
         new = [FragmentMetadata.from_json(f) for f in staged]
-        for _ in range(COMMIT_TRIES):
+        for attempt in range(COMMIT_TRIES):
             found = self.find(dataset, stamp, since)
             if found is None:
                 operation = LanceOperation.Overwrite(full_schema(own), new)
-                self._try_commit(dataset, operation, self.head(dataset), stamp)
+                self._try_commit(dataset, operation, self.head(dataset), stamp, attempt)
                 continue
             self._verify(dataset, found, _files(new), sum(f.physical_rows for f in new))
             return found
@@ -238,7 +239,7 @@ class Store:
         fragment makes the commit a compare-and-swap.
         """
         new = [FragmentMetadata.from_json(f) for f in staged]
-        for _ in range(COMMIT_TRIES):
+        for attempt in range(COMMIT_TRIES):
             found = self.find(base.name, stamp, base.version)
             if found is not None:
                 rows = base.rows - sum(map(len, dropped.values())) + sum(f.physical_rows for f in new)
@@ -247,16 +248,17 @@ class Store:
             head = self._dataset(base.name)
             source = self.open(base)
             if _layout(head) != _layout(source):
-                self._try_commit(base.name, LanceOperation.Restore(base.version), head.version, f"restore for {stamp}")
+                restore = LanceOperation.Restore(base.version)
+                self._try_commit(base.name, restore, head.version, f"restore for {stamp}", attempt)
                 crash_point("restored", base.name)
                 continue
-            self._try_commit(base.name, _update(head, dropped, new), head.version, stamp)
+            self._try_commit(base.name, _update(head, dropped, new), head.version, stamp, attempt)
         raise RunError(
             f"{base.name} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again"
         )
 
-    def _try_commit(self, dataset: str, operation: Any, read_version: int, stamp: str) -> None:
-        """Commit once; a refusal is no error here, since the caller looks for its stamp in any case."""
+    def _try_commit(self, dataset: str, operation: Any, read_version: int, stamp: str, attempt: int = 0) -> None:
+        """Commit once; neither a refusal nor a lost reply is an error here: the caller looks for its stamp anyway."""
         transaction = lance.Transaction(
             read_version=read_version, operation=operation, transaction_properties={STAMP: stamp}
         )
@@ -266,6 +268,10 @@ class Store:
             )
         except CommitConflictError:
             return
+        except OSError as error:
+            if not is_lost_put(error):
+                raise
+            wait(attempt)
 
     def _verify(self, dataset: str, version: int, files: set[str] | None, rows: int | None) -> None:
         opened = self._dataset(dataset, version)
@@ -285,8 +291,16 @@ class Store:
     def tag(self, snapshot: Snapshot, name: str) -> None:
         """Pin a version against clean-up; a tag that exists already points there."""
         dataset = self.open(snapshot)
-        if name not in dataset.tags.list():
-            dataset.tags.create(name, snapshot.version)
+        for attempt in range(COMMIT_TRIES):
+            if name in dataset.tags.list():
+                return
+            try:
+                dataset.tags.create(name, snapshot.version)
+            except OSError as error:
+                if not is_lost_put(error):
+                    raise
+                wait(attempt)
+        raise RunError(f"{snapshot.name}@{snapshot.version} could not be tagged in {COMMIT_TRIES} tries: run again")
 
     def untag(self, snapshot: Snapshot, prefix: str) -> None:
         """Take this version's pins of that name away."""

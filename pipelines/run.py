@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from infra.actors import Pool
 from infra.bucket import Bucket
 from infra.ledger import snapshot_of
 from infra.types import PlaitError, Snapshot, now_utc
+from infra.world import world_failed
 from pipelines.materialise import materialise, reselect
 from pipelines.plan import Ask, Planner, StagePlan
 from pipelines.publish import Site
@@ -111,12 +113,14 @@ class Runner:
                     self.services.progress.note(plan.warning)
                 self._stage(plan)
             self.result.ok = True
-        except PlaitError as error:
-            self.result.error = str(error)
-            raise
+        except (PlaitError, OSError) as error:
+            failure = error if isinstance(error, PlaitError) else world_failed(error, self.services.resume)
+            self.result.error = str(failure)
+            raise failure from (None if failure is error else error)
         finally:
             self.services.release_pools()
-            self._write_record()
+            with suppress(PlaitError, OSError) if self.result.error else nullcontext():  # what failed first is said
+                self._write_record()
             self.teller.end(self.result.ok)
         return self.result
 
