@@ -34,7 +34,8 @@ from infra.types import PlaitError, Snapshot, now_utc
 ROOT = "ledger"
 FORGOTTEN = "forgotten"
 BEAT_S = 5.0
-STALE_S = 45.0
+STALE_S = float(os.environ.get("PLAIT_STALE_S", "45"))
+"""How long a claim of another host stands without a heartbeat."""
 _HELD: set[tuple[str, int]] = set()
 """(folder, number) of the claims that this process holds."""
 

@@ -262,6 +262,7 @@ class Store:
         transaction = lance.Transaction(
             read_version=read_version, operation=operation, transaction_properties={STAMP: stamp}
         )
+        crash_point("committing", dataset)
         try:
             lance.LanceDataset.commit(
                 self.uri(dataset), transaction, max_retries=0, storage_options=self.bucket.storage_options()
@@ -269,7 +270,9 @@ class Store:
         except CommitConflictError:
             return
         except OSError as error:
-            if not is_lost_put(error):
+            # a first version that somebody else made meanwhile is refused as "version 0 was not found"
+            overtaken = read_version == 0 and self.exists(dataset)
+            if not (overtaken or is_lost_put(error)):
                 raise
             wait(attempt)
 

@@ -46,13 +46,13 @@ def materialise(site: Site, plan: StagePlan) -> Made:
         made = run_rows(site, plan, folder) if isinstance(stage, RowStage) else run_job(site, plan, folder)
         seconds = round(time.monotonic() - started, 3)
         done = made.done | {"seconds": seconds, "kept": plan.keep or 0, "computed": made.computed, "at": now_utc()}
-        return _publish_done(folder, done, made)
+        return _publish_done(folder, done, made, last_done + 1)
     finally:
         claim.release()
 
 
-def _publish_done(folder: Folder, done: dict[str, Any], made: Made) -> Made:
-    number = folder.last("done") + 1
+def _publish_done(folder: Folder, done: dict[str, Any], made: Made, number: int) -> Made:
+    """Put the `done` that we claimed the right to; whoever took our claim over may have been first."""
     won = folder.put(f"done.{number}", done | {"number": number})
     crash_point("done", done["dataset"])
     if won:
