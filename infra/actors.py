@@ -4,7 +4,7 @@ The one retry point of plait. What can happen to a shard, and what then:
     process raises             the batch is tried row by row; a row that raises twice is handed back as a BadRow
     process raises Transient   the shard is given up for this run: the world is at fault, no row is
     process hangs              the rows of that batch are isolated, the actor is replaced
-    the actor dies             once more; then the shard is halved, down to the row that kills
+    the actor dies             once more; then the shard is halved, down to the row that kills three times, alone
 Data never passes through here: a task is a description of rows, a result is what `finish` returns.
 """
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError, UserError
+from infra.traces import error_class, trace_digest
 from infra.world import is_world, world_failed
 
 CLOSE_S = 5.0
@@ -28,6 +29,9 @@ HANG_GRACE_S = 120.0
 """Beyond the deadlines of all its rows, how long a task may be silent: a call that never lets go of the interpreter
 lock cannot be timed from inside its process."""
 DEATHS_BEFORE_HALVING = 2
+DEATHS_BEFORE_BLAME = 3
+"""Times that a row must kill its worker while it is alone there: any process may die once by bad luck."""
+DEATHS_BEFORE_GIVING_UP = 8
 RAISES_BEFORE_BLAME = 2
 KILLED = "it killed its worker process each time it was tried"
 TOO_LATE = "it ran past the deadline each time it was tried"
@@ -79,6 +83,16 @@ class Failure:
 
     error: str
     attempts: int
+    error_class: str
+    trace_digest: str
+
+
+class WorkerDied(BadRow):
+    """A row whose worker process died each time."""
+
+
+class DeadlinePassed(BadRow):
+    """A row that ran too long each time."""
 
 
 @dataclass
@@ -107,13 +121,17 @@ class Host:
             self.worker.close()
             self.worker, self.token = None, None
 
+    def prepare(self, token: str, worker: Worker) -> None:
+        """Set the worker up unless it is; a process that dies in here has touched no row."""
+        if self.token != token:
+            self.close()
+            worker.setup()
+            self.worker, self.token = worker, token
+
     def run(self, token: str, worker: Worker, task: Task) -> dict[str, Any]:
         """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}."""
         try:
-            if self.token != token:
-                self.close()
-                worker.setup()
-                self.worker, self.token = worker, token
+            self.prepare(token, worker)
             assert self.worker is not None
             return self._run(self.worker, task)
         except TransientError as error:
@@ -127,7 +145,8 @@ class Host:
         rows = worker.load(task.units)
         outcomes: list[Outcome] = []
         if task.blame:
-            outcomes = [_blamed(BadRow(task.blame), task.deaths) for _ in rows]
+            kind = WorkerDied if task.blame == KILLED else DeadlinePassed
+            outcomes = [_blamed(kind(task.blame), task.deaths) for _ in rows]
         step = 1 if task.suspect else worker.batch_rows
         for start in range(len(outcomes), len(rows), step):
             batch = rows[start : start + step]
@@ -162,7 +181,7 @@ def _again(worker: Worker, row: Row, first: Exception) -> Outcome:
     except Exception as error:  # noqa: BLE001 - see _attempt
         _spare_the_row(error)
         bad = error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")
-        return _blamed(bad, RAISES_BEFORE_BLAME, "".join(traceback.format_exception(error, chain=False)))
+        return _blamed(bad, RAISES_BEFORE_BLAME, error)
 
 
 def _spare_the_row(error: Exception) -> None:
@@ -184,8 +203,10 @@ def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]
     return [_blamed(o, 1) if isinstance(o, BadRow) and not hasattr(o, "failure") else o for o in outcomes]
 
 
-def _blamed(bad: BadRow, attempts: int, trace: str = "") -> BadRow:
-    bad.failure = Failure(trace or str(bad), attempts)  # type: ignore[attr-defined]
+def _blamed(bad: BadRow, attempts: int, cause: Exception | None = None) -> BadRow:
+    """The bad row with what is known of its fault; the traceback is that of the cause."""
+    error = "".join(traceback.format_exception(cause, chain=False)) if cause else str(bad)
+    bad.failure = Failure(error, attempts, error_class(cause or bad), trace_digest(cause or bad))  # type: ignore[attr-defined]
     return bad
 
 
@@ -199,6 +220,8 @@ class Pool:
         self.size = 1  # set by each stage that uses the pool: how many actors it may have
         self._make = lambda: ray.remote(Host).options(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0).remote()
         self.hosts: list[Any] = []
+        self._prepared: dict[Any, Any] = {}
+        self._stillborn = 0  # actors in a row that died before they touched a row
 
     def map(
         self,
@@ -221,6 +244,7 @@ class Pool:
                 task = queue.popleft()
                 if task.shard not in sentences:
                     host = idle.popleft()
+                    self._prepared[host] = host.prepare.remote(token, shared)
                     running[host.run.remote(token, shared, task)] = (task, host, time.monotonic())
             if (ended := self._next(worker, running)) is None:
                 continue
@@ -260,14 +284,29 @@ class Pool:
                 "transient": "Ray killed a worker for memory: lower cluster.workers, then run again"
             }
         except exceptions.RayActorError:
-            return self._replace(host), {"parts": _after_death(task)}
+            parts = _after_death(task) if self._began(host) else iter((task,))
+            return self._replace(host), {"parts": parts}
         except exceptions.RayTaskError as error:
             raise RunError(f"a worker failed outside any row ({error.cause}): fix the cause, then run the same command again") from error  # fmt: skip  # noqa: E501
+        self._stillborn = 0
         if "hung" in answer:
             return self._replace(host), {"parts": _after_hang(task, answer["hung"])}
         return host, answer
 
+    def _began(self, host: Any) -> bool:
+        """Whether a dead actor had been set up, so that its death may be a row's fault."""
+        try:
+            self._ray.get(self._prepared[host])
+        except self._ray.exceptions.RayActorError as error:
+            self._stillborn += 1
+            if self._stillborn >= DEATHS_BEFORE_GIVING_UP:
+                raise RunError(f"{self._stillborn} workers in a row died while they were set up, before they touched a row: look at the stage's `setup` and the machine's memory, then run the same command again") from error  # fmt: skip  # noqa: E501
+            return False
+        self._stillborn = 0
+        return True
+
     def _replace(self, host: Any) -> Any:
+        self._prepared.pop(host, None)
         self._ray.kill(host)
         new = self._make()
         self.hosts[self.hosts.index(host)] = new
@@ -288,20 +327,22 @@ def _is_late(worker: Worker, task: Task, since: float) -> bool:
 
 
 def _after_death(task: Task, blame: str = KILLED) -> Iterator[Task]:
-    """The same again; then halves; a single unit that did it twice is blamed."""
+    """The same again; then halves; a single unit that did it alone, time after time, is blamed."""
     deaths = task.deaths + 1
     if task.blame:
-        raise RunError("a worker died while it wrote a quarantined row: look at the machine's memory and disk")
-    if not task.suspect and deaths < DEATHS_BEFORE_HALVING:
+        if deaths >= DEATHS_BEFORE_GIVING_UP:
+            raise RunError("a worker died while it wrote a quarantined row: look at the machine's memory and disk")
         yield replace(task, deaths=deaths)
     elif len(task.units) > 1:
         middle = len(task.units) // 2
+        if not task.suspect and deaths < DEATHS_BEFORE_HALVING:
+            yield replace(task, deaths=deaths)
+            return
         for units in (task.units[:middle], task.units[middle:]):
             yield Task(task.shard, units, suspect=True)
-    elif deaths < DEATHS_BEFORE_HALVING:
-        yield replace(task, deaths=deaths)
     else:
-        yield replace(task, deaths=deaths, blame=blame)
+        enough = deaths >= (DEATHS_BEFORE_BLAME if blame == KILLED else DEATHS_BEFORE_HALVING)
+        yield replace(task, deaths=deaths, suspect=True, blame=blame if enough else None)
 
 
 def _after_hang(task: Task, positions: Sequence[int]) -> Iterator[Task]:
