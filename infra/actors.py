@@ -19,12 +19,15 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError, UserError
+from infra.cluster import answers
 from infra.traces import error_class, trace_digest
+from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError, UserError
 from infra.world import is_world, world_failed
 
 CLOSE_S = 5.0
 POLL_S = 2.0
+LOST_S = 10.0
+"""How long Ray's head may refuse connections before it counts as lost."""
 HANG_GRACE_S = 120.0
 """Beyond the deadlines of all its rows, how long a task may be silent: a call that never lets go of the interpreter
 lock cannot be timed from inside its process."""
@@ -220,6 +223,7 @@ class Pool:
         self.size = 1  # set by each stage that uses the pool: how many actors it may have
         self._make = lambda: ray.remote(Host).options(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0).remote()
         self.hosts: list[Any] = []
+        self._address: str = ray.get_runtime_context().gcs_address
         self._prepared: dict[Any, Any] = {}
         self._stillborn = 0  # actors in a row that died before they touched a row
 
@@ -267,6 +271,7 @@ class Pool:
         done, _ = self._ray.wait(list(running), num_returns=1, timeout=POLL_S)
         late = [ref for ref, (task, _, since) in running.items() if _is_late(worker, task, since)]
         if not done and not late:
+            self._must_answer()
             return None
         ready = (done or late)[0]
         task, host, _ = running.pop(ready)
@@ -284,6 +289,7 @@ class Pool:
                 "transient": "Ray killed a worker for memory: lower cluster.workers, then run again"
             }
         except exceptions.RayActorError:
+            self._must_answer()
             parts = _after_death(task) if self._began(host) else iter((task,))
             return self._replace(host), {"parts": parts}
         except exceptions.RayTaskError as error:
@@ -292,6 +298,15 @@ class Pool:
         if "hung" in answer:
             return self._replace(host), {"parts": _after_hang(task, answer["hung"])}
         return host, answer
+
+    def _must_answer(self) -> None:
+        """Raise where Ray's head has been away for LOST_S: Ray itself would wait a minute, and then end the process."""
+        end = time.monotonic() + LOST_S
+        while not answers(self._address):
+            if time.monotonic() > end:
+                self.hosts = []  # nobody is there to be closed
+                raise RunError(f"Ray was lost at {self._address} in the middle of work; finished shards are kept: see that a Ray is up (cluster.address), then run the same command again")  # fmt: skip  # noqa: E501
+            time.sleep(1.0)
 
     def _began(self, host: Any) -> bool:
         """Whether a dead actor had been set up, so that its death may be a row's fault."""

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.types import RunError, TransientError, UserError
+from infra.types import RunError, TransientError, UserError, without_secrets
 from infra.world import wait
 
 NUM_RETRIES = 8
@@ -91,10 +91,14 @@ class Bucket:
         return None
 
 
+class UnsafeNameError(UserError):
+    """An object name that would leave its folder."""
+
+
 def _checked(name: str) -> str:
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", "..") for part in parts):
-        raise UserError(f"the object name {name!r} would leave its folder: use relative names without '..'")
+        raise UnsafeNameError(f"the object name {name!r} would leave its folder: use relative names without '..'")
     return name
 
 
@@ -206,6 +210,9 @@ class S3Bucket(Bucket):
     def __init__(
         self, uri: str, endpoint: str | None = None, region: str | None = None, num_retries: int = NUM_RETRIES
     ) -> None:
+        for address in (uri, endpoint or ""):
+            if without_secrets(address) != address:
+                raise UserError(f"{without_secrets(address)} holds a password or a token: take it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment")  # fmt: skip  # noqa: E501
         self.num_retries = num_retries
         self.bucket, _, self.prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:

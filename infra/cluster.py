@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from typing import Any
 
@@ -40,6 +41,16 @@ def connect(address: str | None, num_cpus: int | None) -> Any:
             f"Ray could not be reached at {where or 'this machine'} ({error}): check cluster.address"
         ) from error
     return ray
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def disconnect() -> None:

@@ -88,9 +88,12 @@ class Checkpoint:
     """What the trainer wrote into the manifest: tokens seen, loss, data position, settings."""
 
 
+SECRET_PARAMETER = re.compile(r"(?i)([?&][\w-]*(?:token|password|secret|signature|credential|key|sig)=)[^&\s#]+")
+
+
 def without_secrets(text: str) -> str:
-    """Text with the user part of every address taken out, for whatever is written down or shown."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """Text without the user part and the secret parameters of every address, for what is written down or shown."""
+    return SECRET_PARAMETER.sub(r"\1***", re.sub(r"://[^/@\s]+@", "://***@", text))
 
 
 def now_utc() -> str:

@@ -13,10 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "server", "date"}
-SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
-INTERNAL = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We are sorry.</Message></Error>"
+ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>of the proxy</Message></Error>"
+CODES = {"500": "InternalError", "503": "SlowDown"}
 DRIBBLES = 4
 DRIBBLE_S = 0.02
 
@@ -92,29 +90,27 @@ class _Handler(BaseHTTPRequestHandler):
     def _one(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.draw(self.command, self.headers.get("User-Agent", ""))
-        if fault == "unsent":
-            return self._reset()
-        if fault in ("500", "503"):
-            return self._answer(
-                int(fault), {"Content-Type": "application/xml"}, SLOW_DOWN if fault == "503" else INTERNAL
-            )
-        status, headers, data, length = self._forward(body)
-        if fault == "unheard":
-            return self._reset()
-        return self._answer(status, headers, data, length, fault)
+        if fault in CODES:
+            self._answer(int(fault), {"Content-Type": "application/xml"}, ERROR.format(CODES[fault]).encode())
+            return
+        reply = self._forward(body) if fault != "unsent" else None
+        if reply is None or fault == "unheard":
+            self._reset()
+        else:
+            self._answer(*reply, fault)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _one
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _one  # noqa: N815 - the names that http.server calls
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes, str]:
+        """The store's own answer: status, headers, body, and the length that it gave."""
         there = http.client.HTTPConnection(self.server.store.hostname or "", self.server.store.port, timeout=30)
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
         try:
-            there.request(
-                self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() not in HOP}
-            )
+            there.request(self.command, self.path, body, headers)
             reply = there.getresponse()
             data = reply.read()
-            headers = {k: v for k, v in reply.getheaders() if k.lower() not in HOP}
-            return reply.status, headers, data, reply.getheader("Content-Length") or str(len(data))
+            kept = {k: v for k, v in reply.getheaders() if k.lower() not in HOP}
+            return reply.status, kept, data, reply.getheader("Content-Length") or str(len(data))
         finally:
             there.close()
 
@@ -127,17 +123,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(data)))
         self.end_headers()
         if self.command == "HEAD":
-            return None
-        if fault == "cut" and len(data) > 1:
-            self.wfile.write(data[: len(data) // 2])
+            return
+        sent = data[: len(data) // 2] if fault == "cut" else data
+        step = max(1, -(-len(sent) // DRIBBLES)) if fault in ("cut", "dribble") else max(1, len(sent))
+        for start in range(0, len(sent), step):
+            self.wfile.write(sent[start : start + step])
             self.wfile.flush()
-            time.sleep(DRIBBLE_S)  # or the reset overtakes what was sent
-            return self._reset()
-        step = max(1, -(-len(data) // DRIBBLES)) if fault == "dribble" else max(1, len(data))
-        for start in range(0, len(data), step):
-            self.wfile.write(data[start : start + step])
-            self.wfile.flush()
-            time.sleep(DRIBBLE_S if fault == "dribble" else 0)
+            time.sleep(DRIBBLE_S if step < len(sent) else 0)  # or a reset overtakes what was sent
+        if fault == "cut":
+            self._reset()
 
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

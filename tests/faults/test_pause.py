@@ -24,7 +24,10 @@ ELSEWHERE += ['hostname elsewhere && exec "$@"', "sh"]
 
 
 def can_be_elsewhere() -> bool:
-    return bool(shutil.which("unshare")) and subprocess.run([*ELSEWHERE, "true"], capture_output=True).returncode == 0
+    return (
+        bool(shutil.which("unshare"))
+        and subprocess.run([*ELSEWHERE, "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
 @pytest.mark.slow
@@ -37,12 +40,16 @@ def test_a_driver_paused_anywhere_adopts_what_another_host_made_meanwhile(tmp_pa
     asleep = environment | {"PLAIT_PAUSE_AT": ",".join(f"{n}:{p}" for n, p in PAUSES)}
     del asleep["RAY_AUTH_TOKEN"]  # the sleeper keeps its actors: it needs a Ray of its own
     near = environment | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    sleeper = subprocess.Popen(RUN, cwd=tmp_path, env=asleep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    sleeper = subprocess.Popen(
+        RUN, cwd=tmp_path, env=asleep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         for dataset, point in PAUSES:
             wait_until_stopped(sleeper)
             other = [*ELSEWHERE, *RUN, "--to", dataset]
-            done = subprocess.run(other, cwd=tmp_path, env=near, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                other, cwd=tmp_path, env=near, capture_output=True, text=True, timeout=60, check=False
+            )
             assert done.returncode == 0, (dataset, point, done.stderr)
             sleeper.send_signal(signal.SIGCONT)
         said, _ = sleeper.communicate(timeout=60)
