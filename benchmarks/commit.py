@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.graphs import Bench, Numbers, Plus1
 from benchmarks.measure import machine, row
-from infra.bucket import LocalBucket
+from infra.folder_bucket import LocalBucket
 from infra.ledger import Folder
 from infra.store import Store
 from pipelines import rows, shards

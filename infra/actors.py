@@ -9,7 +9,6 @@ Data never passes through here: a task is a description of rows, a result is wha
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,13 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from infra.blame import Task
+from infra.blame import KILLED, Task
 from infra.capture import capture
-from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
+from infra.traces import error_class, trace_digest
+from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError, UserError
+from infra.world import is_world, world_failed
 
 RAISES_BEFORE_BLAME = 2
-WORLD_ERRNOS = {errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EDQUOT}
 
 
 class Worker(Protocol):
@@ -58,6 +58,16 @@ class Failure:
 
     error: str
     attempts: int
+    error_class: str
+    trace_digest: str
+
+
+class WorkerDied(BadRow):
+    """A row whose worker process died each time."""
+
+
+class DeadlinePassed(BadRow):
+    """A row that ran too long each time."""
 
 
 class Host:
@@ -100,12 +110,17 @@ class Host:
             return self._run(self.worker, task)
         except TransientError as error:
             return {"transient": str(error)}
+        except OSError as error:  # of loading or writing rows: one of `process` is a row's outcome
+            if not is_world(error):
+                raise
+            return {"transient": str(world_failed(error))}
 
     def _run(self, worker: Worker, task: Task) -> dict[str, Any]:
         rows = worker.load(task.units)
         outcomes: list[Outcome] = []
         if task.blame:
-            outcomes = [_blamed(BadRow(task.blame), task.deaths) for _ in rows]
+            kind = WorkerDied if task.blame == KILLED else DeadlinePassed
+            outcomes = [_blamed(kind(task.blame), task.deaths) for _ in rows]
         step = 1 if task.suspect else worker.batch_rows
         for start in range(len(outcomes), len(rows), step):
             batch = rows[start : start + step]
@@ -121,7 +136,7 @@ def _attempt(worker: Worker, batch: Sequence[Row]) -> list[Outcome]:
     """Process a batch; on an exception row by row, each row twice, before a row is blamed."""
     try:
         return _checked(worker.process(batch), batch)
-    except (TransientError, RunError):
+    except (TransientError, RunError, UserError):  # of the world or of the settings: no row is at fault
         raise
     except Exception as error:  # noqa: BLE001 - the one retry point: whatever a stage raises is a row's outcome
         _spare_the_row(error)
@@ -135,22 +150,19 @@ def _again(worker: Worker, row: Row, first: Exception) -> Outcome:
         return _blamed(first, 1)
     try:
         return _checked(worker.process([row]), [row])[0]
-    except (TransientError, RunError):
+    except (TransientError, RunError, UserError):  # of the world or of the settings: no row is at fault
         raise
     except Exception as error:  # noqa: BLE001 - see _attempt
         _spare_the_row(error)
         bad = error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")
-        return _blamed(bad, RAISES_BEFORE_BLAME, "".join(traceback.format_exception(error, chain=False)))
+        return _blamed(bad, RAISES_BEFORE_BLAME, error)
 
 
 def _spare_the_row(error: Exception) -> None:
     """Raise TransientError where the world is at fault: a lost connection, a timeout, no memory, no disk."""
     if isinstance(error, MemoryError):
         raise TransientError("a worker ran out of memory: lower cluster.workers, then run again") from error
-    # decoders raise subclasses of these for damaged files: only the plain ones speak of the world
-    is_plain = type(error).__module__ == "builtins"
-    lost = isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in WORLD_ERRNOS
-    if is_plain and lost:
+    if is_world(error):
         raise TransientError(f"{type(error).__name__}: {error}") from error
 
 
@@ -165,6 +177,8 @@ def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]
     return [_blamed(o, 1) if isinstance(o, BadRow) and not hasattr(o, "failure") else o for o in outcomes]
 
 
-def _blamed(bad: BadRow, attempts: int, trace: str = "") -> BadRow:
-    bad.failure = Failure(trace or str(bad), attempts)  # type: ignore[attr-defined]
+def _blamed(bad: BadRow, attempts: int, cause: Exception | None = None) -> BadRow:
+    """The bad row with what is known of its fault; the traceback is that of the cause."""
+    error = "".join(traceback.format_exception(cause, chain=False)) if cause else str(bad)
+    bad.failure = Failure(error, attempts, error_class(cause or bad), trace_digest(cause or bad))  # type: ignore[attr-defined]
     return bad

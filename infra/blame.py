@@ -9,6 +9,9 @@ from typing import Any
 from infra.types import RunError
 
 DEATHS_BEFORE_HALVING = 2
+DEATHS_BEFORE_BLAME = 3
+"""Times that a row must kill its worker while it is alone there: any process may die once by bad luck."""
+DEATHS_BEFORE_GIVING_UP = 8
 KILLED = "it killed its worker process each time it was tried"
 TOO_LATE = "it ran past the deadline each time it was tried"
 
@@ -43,20 +46,22 @@ class Shard:
 
 
 def after_death(task: Task, blame: str = KILLED) -> Iterator[Task]:
-    """The same again; then halves; a single unit that did it twice is blamed."""
+    """The same again; then halves; a single unit that did it alone, time after time, is blamed."""
     deaths = task.deaths + 1
     if task.blame:
-        raise RunError("a worker died while it wrote a quarantined row: look at the machine's memory and disk")
-    if not task.suspect and deaths < DEATHS_BEFORE_HALVING:
+        if deaths >= DEATHS_BEFORE_GIVING_UP:
+            raise RunError("a worker died while it wrote a quarantined row: look at the machine's memory and disk")
         yield replace(task, deaths=deaths)
     elif len(task.units) > 1:
         middle = len(task.units) // 2
+        if not task.suspect and deaths < DEATHS_BEFORE_HALVING:
+            yield replace(task, deaths=deaths)
+            return
         for units in (task.units[:middle], task.units[middle:]):
             yield Task(task.shard, units, is_whole=False, suspect=True)
-    elif deaths < DEATHS_BEFORE_HALVING:
-        yield replace(task, deaths=deaths)
     else:
-        yield replace(task, deaths=deaths, blame=blame)
+        enough = deaths >= (DEATHS_BEFORE_BLAME if blame == KILLED else DEATHS_BEFORE_HALVING)
+        yield replace(task, deaths=deaths, suspect=True, blame=blame if enough else None)
 
 
 def after_hang(task: Task, positions: Sequence[int]) -> Iterator[Task]:

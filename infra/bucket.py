@@ -85,11 +85,15 @@ class Bucket:
         return None
 
 
+class UnsafeNameError(UserError):
+    """An object name that would leave its folder."""
+
+
 def checked(name: str) -> str:
     """The name, if it stays below the prefix."""
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", "..") for part in parts):
-        raise UserError(f"the object name {name!r} would leave its folder: use relative names without '..'")
+        raise UnsafeNameError(f"the object name {name!r} would leave its folder: use relative names without '..'")
     return name
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import re
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -59,6 +60,16 @@ def connect(address: str | None, num_cpus: int | None) -> Any:
         why = " ".join(str(error).split())[:300]
         raise RunError(f"Ray could not be reached at {where or 'this machine'} ({why}): check --address") from error
     return ray
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def disconnect() -> None:

@@ -19,6 +19,7 @@ from lance.fragment import FragmentMetadata
 from infra.faults import crash_point
 from infra.store import Store, full_schema
 from infra.types import RunError, Snapshot
+from infra.world import is_lost_put, wait
 
 STAMP = "plait.commit"
 COMMIT_TRIES = 20
@@ -39,12 +40,13 @@ def find(store: Store, dataset: str, stamp: str, since: int) -> int | None:
 def publish_full(store: Store, dataset: str, own: pa.Schema, staged: Sequence[str], stamp: str, since: int) -> int:
     """Commit a version that holds exactly the staged fragments; the version of that stamp if there is one already."""
     new = [FragmentMetadata.from_json(f) for f in staged]
-    for _ in range(COMMIT_TRIES):
+    for attempt in range(COMMIT_TRIES):
         found = find(store, dataset, stamp, since)
         if found is not None:
             _verify(store, dataset, found, sum(f.physical_rows for f in new))
             return found
-        _try_commit(store, dataset, LanceOperation.Overwrite(full_schema(own), new), store.head(dataset), stamp)
+        overwrite = LanceOperation.Overwrite(full_schema(own), new)
+        _try_commit(store, dataset, overwrite, store.head(dataset), stamp, attempt)
     raise _no_commit(dataset)
 
 
@@ -57,7 +59,7 @@ def publish_incremental(
     fragment makes the commit a compare-and-swap.
     """
     new = [FragmentMetadata.from_json(f) for f in staged]
-    for _ in range(COMMIT_TRIES):
+    for attempt in range(COMMIT_TRIES):
         found = find(store, base.name, stamp, since)
         if found is not None:
             rows = base.rows - sum(map(len, dropped.values())) + sum(f.physical_rows for f in new)
@@ -66,10 +68,10 @@ def publish_incremental(
         head = store.at(base.name)
         if _layout(head) != _layout(store.open(base)):
             restore = LanceOperation.Restore(base.version)
-            _try_commit(store, base.name, restore, head.version, f"restore for {stamp}")
+            _try_commit(store, base.name, restore, head.version, f"restore for {stamp}", attempt)
             crash_point("restored", base.name)
             continue
-        _try_commit(store, base.name, _update(head, dropped, new), head.version, stamp)
+        _try_commit(store, base.name, _update(head, dropped, new), head.version, stamp, attempt)
     raise _no_commit(base.name)
 
 
@@ -77,16 +79,23 @@ def _no_commit(dataset: str) -> RunError:
     return RunError(f"{dataset} could not be committed in {COMMIT_TRIES} tries: another writer is at work, run again")
 
 
-def _try_commit(store: Store, dataset: str, operation: Any, read_version: int, stamp: str) -> None:
-    """Commit once; a refusal is no error here, since the caller looks for its stamp in any case."""
+def _try_commit(store: Store, dataset: str, operation: Any, read_version: int, stamp: str, attempt: int = 0) -> None:
+    """Commit once; neither a refusal nor a lost reply is an error here: the caller looks for its stamp anyway."""
     transaction = lance.Transaction(
         read_version=read_version, operation=operation, transaction_properties={STAMP: stamp}
     )
     options = store.bucket.storage_options()
+    crash_point("committing", dataset)
     try:
         lance.LanceDataset.commit(store.uri(dataset), transaction, max_retries=0, storage_options=options)
     except CommitConflictError:
         return
+    except OSError as error:
+        # a first version that somebody else made meanwhile is refused as "version 0 was not found"
+        overtaken = read_version == 0 and store.exists(dataset)
+        if not (overtaken or is_lost_put(error)):
+            raise
+        wait(attempt)
 
 
 def _verify(store: Store, dataset: str, version: int, rows: int) -> None:

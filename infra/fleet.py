@@ -4,7 +4,7 @@ What can happen to a task beside what `actors.py` sees, and what then:
     the actor dies             once more; then the shard is halved, down to the row that kills
     its node dies              once more, as often as that happens: no row is at fault
     the actor hangs            the rows of that batch are isolated, the actor is replaced
-    `setup` cannot be done     after three tries the stage's shards stay undone
+    `setup` cannot be done     after eight tries in a row the stage's shards stay undone
 `allot.py` says how many actors each stage may have; every stage looks at it in its own thread, whenever a task ends,
 takes actors that are free and gives idle ones back. A running task is never interrupted for another stage.
 """
@@ -21,6 +21,7 @@ from typing import Any
 from infra.actors import Host, Worker
 from infra.allot import Demand, Size, allot
 from infra.blame import TOO_LATE, Shard, Task, after_death, after_hang
+from infra.cluster import answers
 from infra.types import RunError
 
 CLOSE_S = 5.0
@@ -30,7 +31,10 @@ CAPACITY_S = 10.0
 HANG_GRACE_S = 120.0
 """Beyond the deadlines of all its rows, how long a task may be silent: a call that never lets go of the interpreter
 lock cannot be timed from inside its process."""
-SETUP_TRIES = 3
+SETUP_TRIES = 8
+"""Actors in a row that may fail in `setup` before the stage is given up."""
+LOST_S = 10.0
+"""How long Ray's head may refuse connections before it counts as lost."""
 PREPARED_S = 2.0
 NOTICE_S = 20.0
 
@@ -71,6 +75,8 @@ class Fleet:
         self._capacity: Mapping[str, float] = {}
         self._looked = float("-inf")
         self.stopped: BaseException | None = None
+        self.is_lost = False
+        self._head: str = ray.get_runtime_context().gcs_address
         self._allotted: tuple[Any, list[int]] = ((), [])
 
     def map(
@@ -90,9 +96,11 @@ class Fleet:
         finally:
             with self._lock:
                 self._lanes.remove(lane)
-                self._free += [(share.size, host) for host in lane.idle]
-            for host in lane.hosts - set(lane.idle):
-                self._ray.kill(host)
+            if not self.is_lost:
+                with self._lock:
+                    self._free += [(share.size, host) for host in lane.idle]
+                for host in lane.hosts - set(lane.idle):
+                    self._ray.kill(host)
 
     def release(self) -> None:
         """Stop the actors that no stage uses, so that a job stage or another driver has the machine."""
@@ -103,6 +111,15 @@ class Fleet:
             self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
         for host in hosts:
             self._ray.kill(host)
+
+    def must_answer(self) -> None:
+        """Raise where Ray's head has been away for LOST_S: Ray itself would wait a minute, and then end the process."""
+        end = time.monotonic() + LOST_S
+        while not answers(self._head):
+            if time.monotonic() > end:
+                self._free, self.is_lost = [], True  # nobody is there to be closed
+                raise RunError(f"Ray was lost at {self._head} in the middle of work; finished shards are kept: see that a Ray is up (cluster.address), then run the same command again")  # fmt: skip  # noqa: E501
+            time.sleep(1.0)
 
     def stop(self, why: BaseException) -> None:
         """End every stage that works now, with that error; finished shards are kept."""
@@ -247,6 +264,7 @@ class _Lane:
             return None
         late = [ref for ref, (task, _, since) in self.running.items() if _is_late(self.worker, task, since)]
         if not done and not late:
+            self.fleet.must_answer()
             return None
         self.moved = time.monotonic()
         ref = (done or late)[0]
@@ -264,6 +282,7 @@ class _Lane:
             self.watch.on_log(answer["log"])
             sentence = answer.get("transient")
         except self.ray.exceptions.RayActorError as error:
+            self.fleet.must_answer()
             self._lose(host)
             if not is_new or _is_innocent(error):
                 return
@@ -296,6 +315,7 @@ class _Lane:
             self._lose(host)
             return {"transient": "Ray killed a worker for memory: lower cluster.workers, then run again"}
         except exceptions.RayActorError as error:
+            self.fleet.must_answer()
             self._lose(host)
             return {"parts": [task] if _is_innocent(error) else after_death(task)}
         except exceptions.RayTaskError as error:

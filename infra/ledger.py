@@ -25,18 +25,22 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from infra.bucket import Bucket
-from infra.types import Snapshot, now_utc
+from infra.types import PlaitError, Snapshot, now_utc
 
 ROOT = "ledger"
 FORGOTTEN = "forgotten"
 COMPACTED = "compacted"
 BEAT_S = 5.0
-STALE_S = 45.0
+STALE_S = float(os.environ.get("PLAIT_STALE_S", "45"))
+"""How long a claim of another host stands without a heartbeat."""
+_HELD: set[tuple[str, int]] = set()
+"""(folder, number) of the claims that this process holds."""
 
 
 def dumps(document: Mapping[str, Any]) -> bytes:
@@ -218,6 +222,8 @@ def is_alive(holder: Mapping[str, Any], beat: bytes | None) -> bool:
 def is_dead(claim: Mapping[str, Any], folder: Folder, number: int, seen: dict[str, Any]) -> bool:
     """Same host: by the process table, at once. Elsewhere: when its heartbeat has not moved for STALE_S here."""
     if claim["host"] == socket.gethostname():
+        if claim["pid"] == os.getpid() and (folder.path, number) not in _HELD:
+            return True  # ours of an earlier run in this process, which could not put its release
         return not is_alive_here(claim)
     beat = folder.bucket.get(f"{folder.path}/beat.{number}")
     if seen.get("beat") != beat or "since" not in seen:
@@ -247,6 +253,7 @@ class Claim:
                 mine = {**me(), "run_id": self.run_id, "at": now_utc()}
                 if self.folder.put(f"claim.{number + 1}", mine):
                     self.number = number + 1
+                    _HELD.add((self.folder.path, self.number))
                     threading.Thread(target=self._beat, daemon=True).start()
                     return True
             elif on_wait:
@@ -255,10 +262,12 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
-            self.folder.bucket.put(f"{self.folder.path}/beat.{self.number}", now_utc().encode())
+            with suppress(PlaitError, OSError):  # a store that is away for a moment: the next beat tries again
+                self.folder.bucket.put(f"{self.folder.path}/beat.{self.number}", now_utc().encode())
 
     def release(self) -> None:
         """Let the next one in without waiting for our heartbeat to stop."""
         self._stop.set()
+        _HELD.discard((self.folder.path, self.number))
         if self.number:
             self.folder.put(f"claim.{self.number + 1}", {"released": True, "run_id": self.run_id, "at": now_utc()})

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from infra.bucket import Bucket
-from infra.types import TransientError, UserError
+from infra.bucket import Bucket, UnsafeNameError
+from infra.types import BadRow, TransientError, UserError
 
 RELIST = "run again, without --only or --from, so that it is listed anew"
 SCHEMA = pa.schema(
@@ -87,6 +87,8 @@ class SourceFile:
             if self.bucket.size(self.path) is None:
                 raise FileNotFoundError(self.path)
             return self.bucket.local(self.path)
+        except UnsafeNameError as error:
+            raise BadRow(str(error)) from error
         except FileNotFoundError as error:
             raise TransientError(f"{self.path} vanished after it was listed: {RELIST}") from error
 

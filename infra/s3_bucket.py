@@ -5,20 +5,32 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.bucket import Bucket, Entry, checked
-from infra.types import TransientError, UserError
+from infra.types import TransientError, UserError, without_secrets
+from infra.world import wait
+
+NUM_RETRIES = 8
+"""How often a request to a store is sent again, by boto3 and by Lance; both wait longer each time, with jitter."""
+RETRY_TIMEOUT_S = 180
+T = TypeVar("T")
 
 
 class S3Bucket(Bucket):
     """A prefix of a bucket on any S3-compatible store with conditional puts."""
 
-    def __init__(self, uri: str, endpoint: str | None = None, region: str | None = None) -> None:
+    def __init__(
+        self, uri: str, endpoint: str | None = None, region: str | None = None, num_retries: int = NUM_RETRIES
+    ) -> None:
+        for address in (uri, endpoint or ""):
+            if without_secrets(address) != address:
+                raise UserError(f"{without_secrets(address)} holds a password or a token: take it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment")  # fmt: skip  # noqa: E501
+        self.num_retries = num_retries
         self.bucket, _, self.prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:
             raise UserError(f"{uri!r} names no bucket: write s3://bucket or s3://bucket/prefix")
@@ -36,7 +48,7 @@ class S3Bucket(Bucket):
         from botocore.config import Config
 
         config = Config(
-            retries={"max_attempts": 8, "mode": "adaptive"},
+            retries={"total_max_attempts": 1 + self.num_retries, "mode": "standard"},
             connect_timeout=10,
             read_timeout=60,
             max_pool_connections=32,
@@ -61,6 +73,19 @@ class S3Bucket(Bucket):
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                 raise UserError(f"no credentials for {self.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment") from None  # fmt: skip  # noqa: E501
             raise TransientError(f"the store at {self.endpoint or 'AWS'} did not answer for {name} ({type(error).__name__}): run the same command again") from error  # fmt: skip  # noqa: E501
+
+    def _read(self, name: str, take: Callable[[Any], T]) -> T:
+        """What `take` makes of an object's body, from its beginning again where the body was cut: boto3 retries
+        requests, and not bodies."""
+        from botocore.exceptions import BotoCoreError
+
+        for attempt in range(1 + self.num_retries):
+            body = self._call("get_object", name, Key=self._key(name))["Body"]
+            try:
+                return take(body)
+            except BotoCoreError:
+                wait(attempt)
+        raise TransientError(f"{self.uri}/{name} was cut off at each of {1 + self.num_retries} reads: run the same command again")  # fmt: skip  # noqa: E501
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{checked(name)}" if self.prefix else checked(name)
@@ -87,11 +112,12 @@ class S3Bucket(Bucket):
 
     def upload(self, name: str, source: Path) -> None:
         """See Bucket; in parts where the file is large."""
-        from boto3.exceptions import S3UploadFailedError
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError
 
         try:
             self._client.upload_file(str(source), self.bucket, self._key(name))
-        except S3UploadFailedError as error:
+        except (Boto3Error, BotoCoreError) as error:
             raise TransientError(f"{self.uri}/{name} could not be uploaded: run the same command again") from error
 
     def get(self, name: str) -> bytes | None:
@@ -99,7 +125,7 @@ class S3Bucket(Bucket):
         from botocore.exceptions import ClientError
 
         try:
-            return self._call("get_object", name, Key=self._key(name))["Body"].read()
+            return self._read(name, lambda body: body.read())
         except ClientError:
             return None
 
@@ -138,11 +164,9 @@ class S3Bucket(Bucket):
         with tempfile.TemporaryDirectory(prefix="plait-") as folder:
             path = Path(folder, Path(name).name)
             try:
-                body = self._call("get_object", name, Key=self._key(name))["Body"]
+                self._read(name, lambda body: _copy(body, path))
             except ClientError as error:
                 raise FileNotFoundError(f"{self.uri}/{name}") from error
-            with path.open("wb") as file:
-                shutil.copyfileobj(body, file, 1 << 20)
             yield path
 
     def date(self) -> str:
@@ -152,9 +176,19 @@ class S3Bucket(Bucket):
 
     def storage_options(self) -> dict[str, str] | None:
         """See Bucket; credentials reach Lance through the environment as well."""
-        options = {"region": self.region}
+        options = {
+            "region": self.region,
+            "client_max_retries": str(self.num_retries),
+            "client_retry_timeout": str(RETRY_TIMEOUT_S),
+            "download_retry_count": str(self.num_retries),
+        }
         if self.endpoint:
             options |= {"endpoint": self.endpoint, "aws_endpoint": self.endpoint}
             if self.endpoint.startswith("http://"):
                 options["allow_http"] = "true"
         return options
+
+
+def _copy(body: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        shutil.copyfileobj(body, file, 1 << 20)

@@ -23,6 +23,7 @@ from lance.fragment import write_fragments
 
 from infra.bucket import Bucket
 from infra.types import RunError, Snapshot, UserError
+from infra.world import is_lost_put, wait
 
 KEY = pa.field("key", pa.binary(16))
 PARENTS = pa.field("parents", pa.list_(pa.binary(16)))
@@ -32,6 +33,7 @@ MAX_ROWS_PER_FILE = 1 << 20
 LIST_FROM_FILES = 256
 """From so many files on, one listing of a thousand objects a request costs less than a request for each."""
 IO_THREADS = 16
+TAG_TRIES = 20
 
 
 def full_schema(own: pa.Schema) -> pa.Schema:
@@ -277,8 +279,16 @@ class Store:
     def tag(self, snapshot: Snapshot, name: str) -> None:
         """Pin a version against clean-up; a tag that exists already points there."""
         dataset = self.open(snapshot)
-        if name not in dataset.tags.list():
-            dataset.tags.create(name, snapshot.version)
+        for attempt in range(TAG_TRIES):
+            if name in dataset.tags.list():
+                return
+            try:
+                dataset.tags.create(name, snapshot.version)
+            except OSError as error:
+                if not is_lost_put(error):
+                    raise
+                wait(attempt)
+        raise RunError(f"{snapshot.name}@{snapshot.version} could not be tagged in {TAG_TRIES} tries: run again")
 
     def untag(self, snapshot: Snapshot, prefix: str) -> None:
         """Take this version's pins of that name away."""

@@ -97,12 +97,13 @@ class Checkpoint:
 _SECRET_NAMES = re.compile("(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY)(?!.*_(PATH|FILE|URI|URL)$)")
 _MIN_SECRET_CHARS = 6
 """Shorter values are words like "test": taking them out would garble every line."""
+_SECRET_PARAMETER = re.compile(r"(?i)([?&][\w-]*(?:token|password|secret|signature|credential|key|sig)=)[^&\s#]+")
 
 
 def without_secrets(text: str) -> str:
-    """Text without the user part of addresses and without the values of secret environment variables (keys, tokens,
-    passwords by their names), for whatever is written down or shown."""
-    text = re.sub(r"://[^/@\s]+@", "://***@", text)
+    """Text without the user part and the secret parameters of addresses, and without the values of secret environment
+    variables (keys, tokens, passwords by their names), for whatever is written down or shown."""
+    text = _SECRET_PARAMETER.sub(r"\1***", re.sub(r"://[^/@\s]+@", "://***@", text))
     for name, value in os.environ.items():
         if len(value) >= _MIN_SECRET_CHARS and value in text and _SECRET_NAMES.search(name.upper()):
             text = text.replace(value, "***")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -84,6 +85,8 @@ class Graph:
     def __post_init__(self) -> None:
         seen: set[str] = set()
         for node in self.nodes:
+            if not re.fullmatch(r"[A-Za-z]\w*", node.name, re.ASCII):
+                raise UserError(f"{node.name!r} is no name for a dataset: use letters, digits and _, as in my_captions")
             if node.name in seen:
                 raise UserError(f"pipeline {self.name} writes {node.name} twice: each dataset has one writer")
             wanted = {edge.dataset for edge in node.stage.inputs} | ({node.select.dataset} if node.select else set())

@@ -49,13 +49,13 @@ def materialise(site: Site, plan: StagePlan) -> Made:
         done = made.done | {"seconds": seconds, "kept": plan.keep or 0, "computed": made.computed, "at": now_utc()}
         if site.wave:
             done["wave"] = site.wave
-        return _publish_done(folder, done, made)
+        return _publish_done(folder, done, made, last_done + 1)
     finally:
         claim.release()
 
 
-def _publish_done(folder: Folder, done: dict[str, Any], made: Made) -> Made:
-    number = folder.last("done") + 1
+def _publish_done(folder: Folder, done: dict[str, Any], made: Made, number: int) -> Made:
+    """Put the `done` that we claimed the right to; whoever took our claim over may have been first."""
     won = folder.put(f"done.{number}", done | {"number": number})
     crash_point("done", done["dataset"])
     if won:

@@ -1,7 +1,9 @@
 """The rest of a materialisation: every unit that gave no row, as Parquet, with its reason.
 
-state       empty | filtered | quarantined
-by          "select" (the pipeline's clauses) or "stage" (tried, and not tried again)
+state         empty | filtered | quarantined
+by            "select" (the pipeline's clauses) or "stage" (tried, and not tried again)
+error_class   of a quarantined unit: the exception's class
+trace_digest  16 hex digits that are equal for the same fault in many units
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
         ("attempt", pa.int32()),
         ("by", pa.string()),
+        ("error_class", pa.string()),
+        ("trace_digest", pa.string()),
     ]
 )
 EMPTY = SCHEMA.empty_table()
@@ -45,6 +49,8 @@ def from_select(gated_out: pa.Table) -> pa.Table:
         "error": [None] * num,
         "attempt": [0] * num,
         "by": ["select"] * num,
+        "error_class": [None] * num,
+        "trace_digest": [None] * num,
     }
     return pa.table([pa.chunked_array(c) if isinstance(c, pa.ChunkedArray) else pa.array(c, SCHEMA.field(n).type) for n, c in columns.items()], schema=SCHEMA)  # fmt: skip  # noqa: E501
 
@@ -69,8 +75,12 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def from_bytes(data: bytes) -> pa.Table:
-    """Parquet back."""
-    return pq.read_table(io.BytesIO(data)).cast(SCHEMA)
+    """Parquet back; columns that an older plait did not write are null."""
+    table = pq.read_table(io.BytesIO(data))
+    for field in SCHEMA:
+        if field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 def counts(table: pa.Table) -> dict[str, int]:

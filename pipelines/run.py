@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from infra.fleet import Fleet
 from infra.ledger import snapshot_of
 from infra.runs import OpenRun
 from infra.types import PlaitError, Snapshot, now_utc
+from infra.world import world_failed
 from pipelines import waves
 from pipelines.graph import Node
 from pipelines.materialise import materialise, reselect
@@ -125,9 +127,10 @@ class Runner:
                     self._record(self._bring(node, None, self.current))
             self.result.stages.sort(key=lambda s: self.planner.graph.names.index(s["name"]))
             self.result.ok = True
-        except PlaitError as error:
-            self.result.error = str(error)
-            raise
+        except (PlaitError, OSError) as error:
+            failure = error if isinstance(error, PlaitError) else world_failed(error, self.services.resume)
+            self.result.error = str(failure)
+            raise failure from (None if failure is error else error)
         finally:
             self._end()
         return self.result
@@ -139,7 +142,8 @@ class Runner:
         how = "well" if self.result.ok else self.result.error or "cut off in between"
         self.open.say(f"the run ends: {how}", level="info" if self.result.ok else "error")
         self.open.close()
-        self._write_record()
+        with suppress(PlaitError, OSError) if self.result.error else nullcontext():  # what failed first is said
+            self._write_record()
         self.teller.end("FINISHED" if self.result.ok else "KILLED" if stopped else "FAILED")
 
     def _note(self, sentence: str) -> None:

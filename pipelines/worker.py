@@ -19,6 +19,7 @@ from infra.checkpoints import download
 from infra.ledger import Folder
 from infra.listing import SourceFile
 from infra.store import Store, digest_of, table_of, to_table, values_of
+from infra.traces import error_class, trace_digest
 from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
 from pipelines.key import RowKeys
 from stages.base import RowStage
@@ -155,7 +156,7 @@ class ShardWorker:
             to_table([{**new, **blank, "key": bytes(16)} for new in outcome], self.stage.schema)
         except SCHEMA_ERRORS as error:
             bad = BadRow(f"what was made of it does not fit the schema of {self.stage.writes} ({error})")
-            bad.failure = Failure(str(bad), 1)  # type: ignore[attr-defined]
+            bad.failure = Failure(str(bad), 1, error_class(error), trace_digest(error))  # type: ignore[attr-defined]
             return bad
         return outcome
 
@@ -218,6 +219,13 @@ def _left(row: Row, outcome: Outcome) -> dict[str, Any]:
         return {**entry, "state": "filtered", "reason": outcome.reason}
     if isinstance(outcome, BadRow):
         failure = outcome.failure  # type: ignore[attr-defined]
-        error = failure.error[-MAX_ERROR_CHARS:]
-        return {**entry, "state": "quarantined", "reason": str(outcome), "error": error, "attempt": failure.attempts}
+        return {
+            **entry,
+            "state": "quarantined",
+            "reason": str(outcome),
+            "error": failure.error[-MAX_ERROR_CHARS:],
+            "attempt": failure.attempts,
+            "error_class": failure.error_class,
+            "trace_digest": failure.trace_digest,
+        }
     return {**entry, "state": "empty", "reason": None}

@@ -28,6 +28,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+S3_SECRET = "plait-test-secret-7f3a"
+S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "plait-test-id", "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_REGION": "us-east-1"}
+
+
 class Quiet:
     """Progress that nobody sees."""
 
@@ -52,6 +56,7 @@ def toy_marks(tmp_path_factory):
     (folder / "calls").mkdir()
     # drivers of the tests share one Ray, which asks for a token
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+    os.environ |= S3_CREDENTIALS  # actors learn of them from the environment in which Ray starts
     os.environ |= {"TOY_CALLS": str(folder / "calls"), "TOY_BUSY": str(folder / "busy"), "PYTHONPATH": str(REPO)}
     return folder
 
@@ -159,18 +164,13 @@ def plait(
     )
 
 
-S3_SECRET = "plait-test-secret-7f3a"
-
-
 @pytest.fixture(scope="session")
 def s3_endpoint():
     """An S3 store on loopback with the bucket `plait`; credentials are in the environment, as they must be."""
     import boto3
     from moto.server import ThreadedMotoServer
 
-    given = {"AWS_ACCESS_KEY_ID": "plait-test-id", "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_REGION": "us-east-1"}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ |= given
+    os.environ |= S3_CREDENTIALS
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -178,8 +178,3 @@ def s3_endpoint():
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="plait")
     yield endpoint
     server.stop()
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value

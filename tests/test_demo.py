@@ -128,7 +128,8 @@ def test_status_why_and_quarantine_answer_from_the_ledger(made):
         }
     rows = answer(plait("quarantine", *where, "--json", cwd=folder))["rows"]
     assert {r["stage"] for r in rows} == {"videos"} and len(rows) == 2
-    assert all(set(r) == {"stage", "unit", "label", "reason", "error", "attempt"} for r in rows)
+    fields = {"stage", "unit", "label", "reason", "error", "attempt", "error_class", "trace_digest"}
+    assert all(set(r) == fields and len(r["trace_digest"]) == 16 for r in rows)
     why = answer(plait("why", "--row", rows[0]["unit"], *where, "--json", cwd=folder))
     assert why["rest"]["reason"] == rows[0]["reason"]
     stale = answer(plait("why", "clips", "clips.threshold=99", *where, *SMALL, "--json", cwd=folder))

@@ -215,19 +215,32 @@ def quarantine(arguments: Sequence[str], as_json: bool) -> None:
     for name in names:
         for entry in standing.rest(standing.done(name)).to_pylist():
             if entry["state"] == "quarantined":
-                fields = {k: entry[k] for k in ("label", "reason", "error", "attempt")}
+                fields = {k: entry[k] for k in ("label", "reason", "error", "attempt", "error_class", "trace_digest")}
                 rows.append({"stage": name, "unit": entry["unit"].hex(), **fields})
+    groups = _by_fault(rows)
     console = show.out(as_json)
     if rows:
-        lines = [[r["stage"], r["unit"][:12], r["label"] or "", r["reason"] or ""] for r in rows]
-        console.print(show.table("Quarantine", ("stage", "unit", "label", "reason"), lines, left=4))
+        lines = [[g["stage"], g["error_class"] or "", g["trace_digest"] or "", str(g["units"]), g["unit"][:12], g["label"] or "", g["reason"] or ""] for g in groups]  # fmt: skip  # noqa: E501
+        names = ("stage", "class", "trace", "units", "one of them", "label", "reason")
+        console.print(show.table("Quarantine", names, lines, left=7))
         console.print(
             "plait why --row UNIT shows the error; plait run --retry-quarantined tries them again.", markup=False
         )
     else:
         console.print("Nothing is in quarantine.")
     if as_json:
-        show.emit({"rows": rows})
+        show.emit({"rows": rows, "groups": groups})
+
+
+def _by_fault(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per stage, error class and trace, most units first, with one of its units to look at."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        fault = {k: row[k] for k in ("stage", "error_class", "trace_digest")}
+        one = {k: row[k] for k in ("unit", "label", "reason")}
+        group = found.setdefault(tuple(fault.values()), {**fault, "units": 0, **one})
+        group["units"] += 1
+    return sorted(found.values(), key=lambda g: -g["units"])
 
 
 def diff(a: str, b: str, overrides: Sequence[str], as_json: bool) -> None:
