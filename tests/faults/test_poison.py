@@ -81,7 +81,7 @@ def test_a_row_that_does_not_fit_the_schema_is_quarantined_alone(make_toy):
 
 
 def test_a_call_that_never_lets_go_of_the_interpreter_is_stopped_from_outside(make_toy, monkeypatch):
-    monkeypatch.setattr("infra.fleet.HANG_GRACE_S", 2.0)
+    monkeypatch.setattr("infra.lane.HANG_GRACE_S", 2.0)
     toy = make_toy()
     toy.write("a.txt", "one two grip three")
     made = toy.run(stages={"lengths": {"shard_rows": 2, "batch_rows": 2, "deadline_s": 0.5}})["lengths"]
