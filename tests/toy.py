@@ -1,7 +1,8 @@
 """A small pipeline over text files: every kind of stage, edge and outcome, in milliseconds a row.
 
 Words that begin with `boom` raise, `die` kill the process, `hang` sleep, `drop` are filtered, and those of
-OF_THE_WORLD raise its errors while the file named by TOY_BUSY exists. Every call is counted in the folder TOY_CALLS, one file per call.
+OF_THE_WORLD raise its errors while the file named by TOY_BUSY exists. Every call is counted in the folder TOY_CALLS,
+one file per call.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from pipelines.config import Config
 from pipelines.graph import Graph, Node, Select
 from stages.base import BadRow, Edge, Filtered, Job, JobStage, RowStage, TransientError, since
 from stages.ingest import Files, Texts
-
 
 OF_THE_WORLD = {
     "busy": TransientError("the endpoint answered 503"),
