@@ -56,6 +56,20 @@ class S3Bucket(Bucket):
         return boto3.client("s3", endpoint_url=self.endpoint, region_name=self.region, config=config)
 
     def _call(self, verb: str, name: str, **arguments: Any) -> Any:
+        """One request; one whose reply was cut off is sent again, since boto3 does not: a put may be our own then."""
+        from urllib3.exceptions import HTTPError
+
+        for attempt in range(1 + self.num_retries):
+            try:
+                return self._request(verb, name, **arguments)
+            except HTTPError:
+                wait(attempt)
+        raise self._cut_off(name)
+
+    def _cut_off(self, name: str) -> TransientError:
+        return TransientError(f"the reply for {self.uri}/{name} was cut off {1 + self.num_retries} times: run the same command again")  # fmt: skip  # noqa: E501
+
+    def _request(self, verb: str, name: str, **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -85,7 +99,7 @@ class S3Bucket(Bucket):
                 return take(body)
             except BotoCoreError:
                 wait(attempt)
-        raise TransientError(f"{self.uri}/{name} was cut off at each of {1 + self.num_retries} reads: run the same command again")  # fmt: skip  # noqa: E501
+        raise self._cut_off(name)
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{checked(name)}" if self.prefix else checked(name)

@@ -1,8 +1,8 @@
 """A small pipeline over text files: every kind of stage, edge and outcome, in milliseconds a row.
 
-Words that begin with `boom` raise, `die` kill the process, `hang` sleep, `drop` are filtered, `busy` are transient
-while the file named by TOY_BUSY exists, `say` print and log, `slow` take 0.4 s, `nap` 0.2 s in the job. Every call
-is counted in the folder TOY_CALLS, one file per call.
+Words that begin with `boom` raise, `die` kill the process, `hang` sleep, `drop` are filtered, those of OF_THE_WORLD raise
+its errors while the file named by TOY_BUSY exists, `say` print and log, `slow` take 0.4 s, `nap` 0.2 s in the job.
+Every call is counted in the folder TOY_CALLS, one file per call.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from infra.types import UserError
 from pipelines.config import Config
 from pipelines.graph import Graph, Node, Select
 from stages.base import BadRow, Edge, Filtered, Job, JobStage, RowStage, TransientError, since
 from stages.ingest import Files, Texts
+
+OF_THE_WORLD = {
+    "busy": TransientError("the endpoint answered 503"),
+    "lost": ConnectionResetError("peer went away"),
+    "keyless": UserError("no credentials for the store"),
+}
 
 
 def count_call(stage: str) -> None:
@@ -82,10 +89,9 @@ class Lengths(RowStage):
             os.kill(os.getpid(), 9)
         if word.startswith("hang"):
             time.sleep(3600)
-        if word.startswith("busy") and Path(os.environ.get("TOY_BUSY", "/nowhere")).exists():
-            raise TransientError("the endpoint answered 503")
-        if word.startswith("lost") and Path(os.environ.get("TOY_BUSY", "/nowhere")).exists():
-            raise ConnectionResetError("peer went away")
+        for beginning, error in OF_THE_WORLD.items():
+            if word.startswith(beginning) and Path(os.environ.get("TOY_BUSY", "/nowhere")).exists():
+                raise error
         if word.startswith("grip"):
             re.match(r"(a+)+$", "a" * 60 + "b")  # for hours, with the interpreter lock held
         if word.startswith("misfit"):

@@ -48,6 +48,17 @@ def test_a_transient_error_is_never_quarantined_and_the_next_run_goes_on(make_to
     assert toy.calls("lengths") <= 4 < before  # only the shard that was left undone
 
 
+def test_missing_credentials_in_a_worker_end_the_run_and_blame_no_row(make_toy):
+    toy = make_toy()
+    toy.write("a.txt", "one two keyless")
+    toy.busy.touch()
+    with pytest.raises(RunError, match="no credentials for the store"):
+        toy.run()
+    toy.busy.unlink()
+    made = toy.run()["lengths"]
+    assert (made["rows_out"], made["quarantined"]) == (3, 0)
+
+
 def test_an_error_budget_stops_the_run_early_with_one_sentence(make_toy):
     toy = make_toy()
     toy.write("a.txt", " ".join(f"bad{i}" for i in range(60)))
