@@ -3,9 +3,9 @@
     python -m benchmarks.commit [--shards 10000] [--runs 5]
 
 The limit: 5 % of a run whose shards take 1 s each on 100 workers, so 5 s of 100 s. The workers are left out: real
-fragments are staged beforehand by the real worker, and their results are handed to the driver at once. All else is
-the real thing: planner, ledger, store, on the local disk. Beside the real limit there is one measured in the same
-run: the time of as many bare puts (temporary file, fsync, link), the least that one document per shard can cost.
+fragments are staged (and merged) beforehand by the real workers, which also put the shards' documents; their results
+are handed to the driver at once. All else is the real thing: planner, ledger, store, on the local disk. The measured
+limit beside it: as many bare puts (temporary file, fsync, link), what one document per shard would cost the driver.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import argparse
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.graphs import Bench, Numbers, Plus1
 from benchmarks.measure import machine, row
+from infra import commits
+from infra.blame import Task
+from infra.fleet import Watch
 from infra.folder_bucket import LocalBucket
 from infra.ledger import Folder
 from infra.store import Store
@@ -35,38 +39,39 @@ SHARE = 0.05
 
 
 class Prestaged:
-    """In place of the pool: the first materialisation of a dataset is really staged, the later ones are handed out."""
+    """In place of the fleet: the first materialisation of a dataset is really made, the later ones are handed out."""
 
     def __init__(self) -> None:
-        self.results: dict[str, dict[int, dict[str, Any]]] = {}
+        self.results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+        self.seconds: dict[str, float] = {}
 
-    def map(
-        self,
-        token: str,
-        worker: Any,
-        todo: Iterable[tuple[int, Sequence[Any]]],
-        on_shard: Callable[[int, list[dict[str, Any]]], None],
-    ) -> list[str]:
-        """As `Pool.map`."""
-        name = worker.stage.writes
+    def map(self, worker: Any, shards: Iterable[tuple[int, Sequence[Any]]], share: Any, watch: Watch) -> list[str]:
+        """As `Fleet.map`."""
+        kind = type(worker).__name__
+        name = (kind, worker.stage.writes if kind == "ShardWorker" else worker.dataset)
         if name not in self.results:
-            self.results[name] = self._stage(worker, todo)
+            started = time.perf_counter()
+            self.results[name] = self._stage(worker, shards)
+            self.seconds[kind] = time.perf_counter() - started  # of the last dataset: the one that is measured
         for number, result in self.results[name].items():
-            on_shard(number, [result])
+            watch.on_shard(number, [dict(result)])
         return []
 
     @staticmethod
-    def _stage(worker: Any, todo: Iterable[tuple[int, Sequence[Any]]]) -> dict[int, dict[str, Any]]:
+    def _stage(worker: Any, shards: Iterable[tuple[int, Sequence[Any]]]) -> dict[int, dict[str, Any]]:
         worker.setup()
         found = {}
-        for number, units in todo:
+        for number, units in shards:
             loaded = worker.load(units)
-            found[number] = worker.finish(units, loaded, worker.process(loaded))
+            found[number] = worker.finish(Task(number, tuple(units)), loaded, worker.process(loaded))
         worker.close()
         return found
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Nothing to give back."""
+
+    def stop(self, why: BaseException) -> None:
+        """Nothing works."""
 
 
 class Clock:
@@ -74,7 +79,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._inner = [0.0]
+        self._of_thread = threading.local()
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def watch(self, owner: Any, name: str, step: str) -> None:
@@ -82,14 +87,15 @@ class Clock:
         called = getattr(owner, name)
 
         def timed(*given: Any, **named: Any) -> Any:
-            self._inner.append(0.0)
+            inner = self._of_thread.__dict__.setdefault("inner", [0.0])
+            inner.append(0.0)
             started = time.perf_counter()
             try:
                 return called(*given, **named)
             finally:
                 took = time.perf_counter() - started
-                self.seconds[step] += took - self._inner.pop()
-                self._inner[-1] += took
+                self.seconds[step] += took - inner.pop()
+                inner[-1] += took
 
         self._replaced.append((owner, name, called))
         setattr(owner, name, timed)
@@ -106,10 +112,11 @@ def watched() -> Clock:
     clock.watch(shards, "make", "plan: make")
     clock.watch(shards, "read", "plan: read back")
     clock.watch(Folder, "put", "ledger: put documents")
-    clock.watch(rows, "_check_budget", "error budget")
     clock.watch(Folder, "get", "ledger: read back")
-    clock.watch(Store, "intact", "staged files are there")
-    clock.watch(Store, "publish_full", "commit and verify files")
+    clock.watch(rows._Budget, "add", "error budget")
+    clock.watch(Store, "missing", "staged files are there")
+    clock.watch(rows, "merged", "groups to merge")
+    clock.watch(commits, "publish_full", "commit and verify files")
     clock.watch(Store, "snapshot", "read keys: unique, digest")
     clock.watch(rows, "_conserve", "count every unit")
     return clock
@@ -126,10 +133,12 @@ def bare_puts(folder: Path, num: int) -> float:
 
 def measure(folder: Path, num_shards: int, runs: int) -> tuple[dict[str, list[float]], list[float], list[float]]:
     """Seconds by step, of the whole, and of the bare puts."""
-    bench = Bench(folder / "bench", lambda: None, Placement(shard_rows=ROWS_PER_SHARD), pool=Prestaged())
+    fleet = Prestaged()
+    bench = Bench(folder / "bench", lambda: None, Placement(shard_rows=ROWS_PER_SHARD), fleet=fleet)
     bench.sources(1)
     numbers = Numbers(num_rows=num_shards * ROWS_PER_SHARD)
     bench.run(numbers, Plus1(again=-1))
+    print(f"beforehand, in one process: {', '.join(f'{k} {s:.1f} s' for k, s in fleet.seconds.items())}", flush=True)
     steps: dict[str, list[float]] = defaultdict(list)
     wholes: list[float] = []
     puts: list[float] = []

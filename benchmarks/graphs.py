@@ -14,7 +14,7 @@ import pyarrow as pa
 from infra.folder_bucket import LocalBucket
 from infra.types import Snapshot
 from pipelines.graph import Graph, Node, Placement
-from pipelines.plan import Ask, Planner, StagePlan
+from pipelines.plan import Ask, Planner
 from pipelines.run import Result, Runner, Services
 from pipelines.standing import Standing
 from stages.base import Edge, Outcome, Row, RowStage
@@ -102,9 +102,9 @@ class Given(Services):
 
     given: Any = None
 
-    def pool(self, plan: StagePlan) -> Any:
-        """The pool that was given, else real actors."""
-        return self.given or super().pool(plan)
+    def fleet(self) -> Any:
+        """The fleet that was given, else real actors."""
+        return self.given or super().fleet()
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Bench:
     folder: Path
     ray: Callable[[], Any]
     placement: Placement
-    pool: Any = None
+    fleet: Any = None
     """In place of Ray actors, where a benchmark leaves the workers out."""
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ class Bench:
         source = LocalBucket(self.folder / "src")
         planner = Planner(Graph("bench", tuple(nodes)), self.root, source, asked)
         services = Given(self.root, source, self.ray, lambda: None, lambda *_: {}, Silent(), "run again")
-        services.given = self.pool
+        services.given = self.fleet
         return Runner(planner, services, asked, {}).run()
 
 
