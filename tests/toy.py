@@ -1,7 +1,7 @@
 """A small pipeline over text files: every kind of stage, edge and outcome, in milliseconds a row.
 
 Words that begin with `boom` raise, `die` kill the process, `hang` sleep, `drop` are filtered, those of OF_THE_WORLD
-raise its errors while the file named by TOY_BUSY exists, `say` print and log, `slow` take 0.4 s, `nap` 0.2 s in the job.
+raise its errors while the file named by TOY_BUSY exists, `say` print and log, `slow` take 0.4 s, `nap` 0.2 s in a job.
 Every call is counted in the folder TOY_CALLS, one file per call.
 """
 
