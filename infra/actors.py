@@ -9,10 +9,10 @@ Data never passes through here: a task is a description of rows, a result is wha
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError
 from infra.world import is_world, world_failed
 
 RAISES_BEFORE_BLAME = 2
+MIN_WAIT_S = 0.01
+OUTCOMES: tuple[type, ...] = (list, Filtered, BadRow)
 
 
 class Worker(Protocol):
@@ -121,15 +123,37 @@ class Host:
         if task.blame:
             kind = WorkerDied if task.blame == KILLED else DeadlinePassed
             outcomes = [_blamed(kind(task.blame), task.deaths) for _ in rows]
-        step = 1 if task.suspect else worker.batch_rows
-        for start in range(len(outcomes), len(rows), step):
-            batch = rows[start : start + step]
-            future = self.lane.submit(_attempt, worker, batch)
-            try:
-                outcomes += future.result(worker.deadline_s * len(batch))
-            except FutureTimeout:
-                return {"hung": list(range(start, start + len(batch)))}
+        else:
+            work = _Work(worker, rows, 1 if task.suspect else worker.batch_rows)
+            future = self.lane.submit(work.all)
+            while not future.done():
+                batch, left_s = work.now, work.left_s()
+                if left_s <= 0 and work.now is batch:
+                    return {"hung": list(batch)}
+                wait([future], max(left_s, MIN_WAIT_S))
+            outcomes = future.result()
         return {"result": worker.finish(task, rows, outcomes)}
+
+
+class _Work:
+    """The batches of a task, worked off in a thread of their own; which one is at work, and until when it may be."""
+
+    def __init__(self, worker: Worker, rows: Sequence[Row], batch_rows: int) -> None:
+        self.worker, self.rows, self.batch_rows = worker, rows, batch_rows
+        self.now, self.since = range(0), time.monotonic()
+
+    def all(self) -> list[Outcome]:
+        """One outcome per row."""
+        outcomes: list[Outcome] = []
+        for start in range(0, len(self.rows), self.batch_rows):
+            batch = self.rows[start : start + self.batch_rows]
+            self.since, self.now = time.monotonic(), range(start, start + len(batch))
+            outcomes += _attempt(self.worker, batch)
+        return outcomes
+
+    def left_s(self) -> float:
+        """Seconds until the batch at work is over its deadline."""
+        return self.since + self.worker.deadline_s * max(1, len(self.now)) - time.monotonic()
 
 
 def _attempt(worker: Worker, batch: Sequence[Row]) -> list[Outcome]:
@@ -169,12 +193,17 @@ def _spare_the_row(error: Exception) -> None:
 def _checked(outcomes: Sequence[Outcome], batch: Sequence[Row]) -> list[Outcome]:
     if len(outcomes) != len(batch):
         raise RunError(f"process returned {len(outcomes)} outcomes for {len(batch)} rows: it must return one per row")
-    for outcome in outcomes:
-        if not isinstance(outcome, list | Filtered | BadRow):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"process returned a {type(outcome).__name__}: an outcome is a list of rows, Filtered or BadRow"
-            )
-    return [_blamed(o, 1) if isinstance(o, BadRow) and not hasattr(o, "failure") else o for o in outcomes]
+    return [outcome if type(outcome) is list else _checked_one(outcome) for outcome in outcomes]
+
+
+def _checked_one(outcome: Outcome) -> Outcome:
+    if not isinstance(outcome, OUTCOMES):
+        raise TypeError(
+            f"process returned a {type(outcome).__name__}: an outcome is a list of rows, Filtered or BadRow"
+        )
+    if isinstance(outcome, BadRow) and not hasattr(outcome, "failure"):
+        return _blamed(outcome, 1)
+    return outcome
 
 
 def _blamed(bad: BadRow, attempts: int, cause: Exception | None = None) -> BadRow:
