@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from benchmarks.graphs import Bench, Numbers, Plus1
 from benchmarks.measure import machine, row
 from infra import commits
 from infra.blame import Task
-from infra.fleet import Watch
 from infra.folder_bucket import LocalBucket
+from infra.lane import Todo, Watch
 from infra.ledger import Folder
 from infra.store import Store
 from pipelines import rows, shards
@@ -45,23 +44,27 @@ class Prestaged:
         self.results: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
         self.seconds: dict[str, float] = {}
 
-    def map(self, worker: Any, shards: Iterable[tuple[int, Sequence[Any]]], share: Any, watch: Watch) -> list[str]:
+    def warm(self, share: Any, num_tasks: int, needs: object) -> None:
+        """Nothing to start."""
+
+    def map(self, worker: Any, todo: Todo, share: Any, watch: Watch) -> list[str]:
         """As `Fleet.map`."""
         kind = type(worker).__name__
         name = (kind, worker.stage.writes if kind == "ShardWorker" else worker.dataset)
         if name not in self.results:
             started = time.perf_counter()
-            self.results[name] = self._stage(worker, shards)
+            self.results[name] = self._stage(worker, todo)
             self.seconds[kind] = time.perf_counter() - started  # of the last dataset: the one that is measured
         for number, result in self.results[name].items():
             watch.on_shard(number, [dict(result)])
         return []
 
     @staticmethod
-    def _stage(worker: Any, shards: Iterable[tuple[int, Sequence[Any]]]) -> dict[int, dict[str, Any]]:
+    def _stage(worker: Any, todo: Todo) -> dict[int, dict[str, Any]]:
         worker.setup()
         found = {}
-        for number, units in shards:
+        for number in todo.shards:
+            units = todo.units(number)
             loaded = worker.load(units)
             found[number] = worker.finish(Task(number, tuple(units)), loaded, worker.process(loaded))
         worker.close()

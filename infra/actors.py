@@ -85,6 +85,9 @@ class Host:
             self.worker.close()
             self.worker = None
 
+    def warm(self, needs: object) -> None:
+        """Nothing: to be called with something is to have imported it."""
+
     def prepare(self, worker: Worker) -> dict[str, Any]:
         """Turn to a worker's tasks: {}, or {"transient": sentence}; and "log", what was said."""
         with capture() as said:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from infra.actors import Host, Worker
 from infra.allot import Size, allot
 from infra.cluster import answers
-from infra.lane import Lane, Share, Watch
+from infra.lane import Lane, Share, Todo, Watch
 from infra.types import RunError
 
 CLOSE_S = 5.0
@@ -47,12 +47,12 @@ class Fleet:
     def map(
         self,
         worker: Worker,
-        shards: Iterable[tuple[int, Sequence[Any]]],
+        todo: Todo,
         share: Share,
         watch: Watch,
     ) -> list[str]:
         """Run every shard, and tell `watch` as each ends. Returns the sentences of transient failures."""
-        lane = Lane(self, self._ray, worker, shards, share, watch)
+        lane = Lane(self, self._ray, worker, todo, share, watch)
         self._refuse_what_never_fits(share.size)
         with self._lock:
             self._lanes.append(lane)
@@ -66,6 +66,19 @@ class Fleet:
                     self._free += [(share.size, host) for host in lane.idle]
                 for host in lane.hosts - set(lane.idle):
                     self._ray.kill(host)
+
+    def warm(self, share: Share, num_tasks: int, needs: object) -> None:
+        """Start what fits of a stage's actors while it is still planned; `needs` is what they import meanwhile."""
+        self._refuse_what_never_fits(share.size)
+        with self._lock:
+            self.capacity()
+            num_free = sum(size == share.size for size, _ in self._free)
+            for _ in range(num_free, min(share.most, num_tasks)):
+                if not self._has_room(share.size):
+                    return
+                host = self._start(share.size)
+                host.warm.remote(needs)
+                self._free.append((share.size, host))
 
     def release(self) -> None:
         """Stop the actors that no stage uses, so that a job stage or another driver has the machine."""
@@ -131,8 +144,11 @@ class Fleet:
             if not self._free:
                 return None
             self._ray.kill(self._free.pop(0)[1])
+        return self._start(size), True
+
+    def _start(self, size: Size) -> Any:
         options = {"num_cpus": size.cpus, "num_gpus": size.gpus, "resources": dict(size.resources) or None}
-        return self._ray.remote(Host).options(**options, max_restarts=0).remote(), True
+        return self._ray.remote(Host).options(**options, max_restarts=0).remote()
 
     def _has_room(self, size: Size) -> bool:
         used: dict[str, float] = {}

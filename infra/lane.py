@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +49,14 @@ class Watch:
     """Called every POLL_S at least; raises to stop the stage."""
 
 
+@dataclass(frozen=True)
+class Todo:
+    """The shards of a stage by number; their units are asked for when one is handed out."""
+
+    shards: Sequence[int]
+    units: Callable[[int], Sequence[Any]]
+
+
 class Actors(Protocol):
     """What a stage asks of the fleet."""
 
@@ -75,14 +83,15 @@ class Lane:
         fleet: Actors,
         ray: Any,
         worker: Worker,
-        shards: Iterable[Any],
+        todo: Todo,
         share: Share,
         watch: Watch,
     ) -> None:
         self.fleet, self.ray, self.worker, self.share, self.watch = fleet, ray, worker, share, watch
         self.shared = ray.put(worker)
-        self.queue = deque(Task(number, tuple(units)) for number, units in shards)
-        self.state = {task.shard: Shard() for task in self.queue}
+        self.todo, self.ahead = todo, deque(todo.shards)
+        self.queue: deque[Task] = deque()
+        self.state: dict[int, Shard] = {}
         self.hosts: set[Any] = set()
         self.idle: deque[Any] = deque()
         self.preparing: dict[Any, tuple[Any, bool]] = {}
@@ -94,20 +103,19 @@ class Lane:
     def demand(self) -> Demand:
         """What this stage could use now."""
         share = self.share
-        return Demand(share.size, share.least, share.most, len(self.queue) + len(self.running), share.rank)
+        backlog = len(self.ahead) + len(self.queue) + len(self.running)
+        return Demand(share.size, share.least, share.most, backlog, share.rank)
 
     def work(self) -> list[str]:
         """Until every task has ended."""
-        while self.queue or self.running:
+        while self.ahead or self.queue or self.running:
             if self.fleet.stopped is not None:
                 raise self.fleet.stopped
             self.watch.check()
             self._adjust()
-            while self.queue and self.idle:
-                task = self.queue.popleft()
-                if task.shard not in self.undone:
-                    host = self.idle.popleft()
-                    self.running[host.run.remote(task)] = (task, host, time.monotonic())
+            while self.idle and (task := self._task()):
+                host = self.idle.popleft()
+                self.running[host.run.remote(task)] = (task, host, time.monotonic())
             if (ended := self._next()) is None:
                 continue
             task, answer = ended
@@ -121,6 +129,17 @@ class Lane:
                 self.watch.on_shard(task.shard, self.state[task.shard].results)
         self._collect_prepared()
         return list(self.undone.values())
+
+    def _task(self) -> Task | None:
+        """The next task: parts of shards that fell apart first; nothing more of a shard that stays undone."""
+        while self.queue:
+            if (task := self.queue.popleft()).shard not in self.undone:
+                return task
+        if not self.ahead:
+            return None
+        shard = self.ahead.popleft()
+        self.state[shard] = Shard()
+        return Task(shard, tuple(self.todo.units(shard)))
 
     def _adjust(self) -> None:
         allowed, new = self.fleet.adjust(self)
@@ -162,7 +181,7 @@ class Lane:
         try:
             answer = self.ray.get(ref)
             self.watch.on_log(answer["log"])
-            sentence = answer.get("transient")
+            sentence: str | None = answer.get("transient")
         except self.ray.exceptions.RayActorError as error:
             self.fleet.must_answer()
             self._lose(host)
@@ -179,8 +198,9 @@ class Lane:
         self._lose(host)
         self.setups_failed += 1
         if self.setups_failed >= SETUP_TRIES and not (self.idle or self.running or self.preparing):
-            self.undone |= {task.shard: sentence for task in self.queue}
+            self.undone |= dict.fromkeys([*self.ahead, *(task.shard for task in self.queue)], sentence)
             self.queue.clear()
+            self.ahead.clear()
 
     def _collect_prepared(self) -> None:
         """Actors that were made ready for nothing can still serve the next stage."""

@@ -127,10 +127,10 @@ def key_words(keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.uint64)
 
 
-def _are_distinct(words: np.ndarray) -> bool:
-    """Whether no key stands twice: sorted by one half (fast), and by both only where that leaves a doubt."""
-    first = np.sort(words[:, 0])
-    return not np.any(first[1:] == first[:-1]) or len(np.unique(words, axis=0)) == len(words)
+def num_distinct(keys: pa.ChunkedArray | pa.Array) -> int:
+    """How many different keys: sorted by one half (fast), and compared whole only where that leaves a doubt."""
+    first = np.sort(key_words(keys)[:, 0])
+    return len(keys.unique()) if np.any(first[1:] == first[:-1]) else len(first)
 
 
 def _mix(word: np.ndarray) -> np.ndarray:
@@ -272,7 +272,7 @@ class Store:
     def snapshot(self, dataset: str, version: int) -> Snapshot:
         """Read a published version back: its keys must be unique; their digest names it."""
         keys = self.at(dataset, version).to_table(columns=["key"])["key"]
-        if not _are_distinct(key_words(keys)):
+        if num_distinct(keys) != len(keys):
             raise RunError(f"{dataset}@{version} has the same key twice: the stage's `content` does not name its rows")
         return Snapshot(dataset, self.uri(dataset), version, digest_of(keys), len(keys))
 

@@ -15,7 +15,7 @@ from infra.allot import Size
 from infra.blame import Task
 from infra.bucket import Bucket
 from infra.compact import groups, merge_staged
-from infra.fleet import Share
+from infra.lane import Share, Todo
 from infra.store import Store
 from infra.types import Outcome, Row, RunError
 from pipelines.plan import StagePlan
@@ -60,7 +60,7 @@ def merged(site: Site, plan: StagePlan, staged: list[str]) -> list[str]:
     """The fragments to commit: as they are where they are few or large."""
     own = plan.node.stage.schema
     found: dict[int, Sequence[str]] = dict(enumerate(groups(staged, own)))
-    todo = [(i, group) for i, group in found.items() if len(group) > 1]
+    todo = [i for i, group in found.items() if len(group) > 1]
     if not todo:
         return staged
 
@@ -70,7 +70,7 @@ def merged(site: Site, plan: StagePlan, staged: list[str]) -> list[str]:
     watch = site.watch(plan.name, on_group, lambda what: site.show(plan.name, 0, 0, what))
     share = Share(Size(), 1, plan.node.placement.workers, len(site.planner.graph.names))
     watch.notice(f"merging {len(staged)} fragments")
-    sentences = site.fleet().map(MergeWorker(site.root, plan.name, own), todo, share, watch)
+    sentences = site.fleet().map(MergeWorker(site.root, plan.name, own), Todo(todo, found.__getitem__), share, watch)
     if sentences:
         raise RunError(f"{plan.name} could not merge its fragments ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
     return [fragment for i in sorted(found) for fragment in found[i]]

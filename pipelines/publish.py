@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from infra.bucket import Bucket
 from infra.faults import crash_point
-from infra.fleet import Fleet, Watch
+from infra.fleet import Fleet
+from infra.lane import Watch
 from infra.ledger import Folder
 from infra.runs import OpenRun
 from infra.store import Store

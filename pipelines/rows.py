@@ -12,9 +12,9 @@ import pyarrow.compute
 from infra import commits
 from infra.allot import Size
 from infra.faults import crash_point
-from infra.fleet import Share
+from infra.lane import Share, Todo
 from infra.ledger import Folder
-from infra.store import IO_THREADS, difference_of_digests, digest_of, sum_of_digests
+from infra.store import IO_THREADS, difference_of_digests, digest_of, num_distinct, sum_of_digests
 from infra.types import RunError, Snapshot
 from pipelines import rest, shards
 from pipelines.merge import merged
@@ -31,6 +31,8 @@ BUDGET_FLOOR_UNITS = 20
 
 def run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
     """Finish the shards of a plan, verify and commit them, and count every unit before anything is published."""
+    if plan.compute:
+        site.fleet().warm(_share(site, plan), -(-plan.compute // shards.MIN_ROWS), ShardWorker)
     shard_plan = _open_plan(site, plan, folder)
     crash_point("planned", plan.name)
     results, computed = _run_shards(site, plan, folder, shard_plan)
@@ -85,8 +87,8 @@ def _run_shards(
     budget = _Budget(plan, shard_plan)
     for result in results.values():
         budget.add(result)
-    todo = [(i, units) for i, units in enumerate(shard_plan.shards) if i not in results]
-    total, computed = sum(len(u) for _, u in todo), 0
+    todo = [i for i in range(len(shard_plan)) if i not in results]
+    total, computed = sum(map(shard_plan.size, todo)), 0
 
     def on_shard(shard: int, parts: list[dict[str, Any]]) -> None:
         nonlocal computed
@@ -103,14 +105,19 @@ def _run_shards(
 
     if todo:
         site.show(plan.name, 0, total, "")
-        place = plan.node.placement
-        size = Size(place.cpus, place.gpus, tuple(sorted(place.resources.items())))
-        share = Share(size, place.min_workers, place.workers, site.planner.graph.names.index(plan.name))
         watch = site.watch(plan.name, on_shard, lambda what: site.show(plan.name, computed, total, what))
-        sentences = site.fleet().map(_worker(site, plan, folder, shard_plan), todo, share, watch)
+        worker = _worker(site, plan, folder, shard_plan)
+        sentences = site.fleet().map(worker, Todo(todo, shard_plan.units), _share(site, plan), watch)
         if sentences:
             raise RunError(f"{plan.name} left {len(sentences)} of {len(todo)} shards undone ({sentences[0]}); finished shards are kept: {site.resume}")  # fmt: skip  # noqa: E501
     return [results[i] for i in sorted(results)], computed
+
+
+def _share(site: Site, plan: StagePlan) -> Share:
+    """The actors that a stage may have."""
+    place = plan.node.placement
+    size = Size(place.cpus, place.gpus, tuple(sorted(place.resources.items())))
+    return Share(size, place.min_workers, place.workers, site.planner.graph.names.index(plan.name))
 
 
 def _worker(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.ShardPlan) -> ShardWorker:
@@ -199,6 +206,6 @@ def _commit(
 def _conserve(site: Site, name: str, snapshot: Snapshot, units_in: int, left: pa.Table) -> None:
     """Units in = units with rows + empty + filtered + quarantined."""
     parents = site.store.scan(snapshot, ["parents"])["parents"]
-    with_rows = len(pc.unique(pc.list_element(parents, 0))) if len(parents) else 0
+    with_rows = num_distinct(flat(pc.list_element(parents, 0))) if len(parents) else 0
     if with_rows + left.num_rows != units_in or len(left["unit"].unique()) != left.num_rows:
         raise RunError(f"{name} lost count: {units_in} units in, {with_rows} with rows and {left.num_rows} without; nothing was published, report this with `plait why {name}`")  # fmt: skip  # noqa: E501

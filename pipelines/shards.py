@@ -43,21 +43,39 @@ class ShardPlan:
     """The dataset's version when the plan was made: our commit can only be later."""
     keys: pa.Array
     """Names of all units to compute."""
-    shards: tuple[tuple[Unit, ...], ...]
+    table: pa.Table
+    """Where each unit is found, shard after shard: columns (edge, position), or those of the listing."""
+    bounds: tuple[int, ...]
+    """Where in it each shard begins, and the end."""
+
+    def __len__(self) -> int:
+        """Number of shards."""
+        return len(self.bounds) - 1
+
+    def size(self, shard: int) -> int:
+        """Units of a shard."""
+        return self.bounds[shard + 1] - self.bounds[shard]
+
+    def units(self, shard: int) -> list[Unit]:
+        """The units of a shard: made when it is handed out, for all at once would fill the driver's memory."""
+        part = self.table.slice(self.bounds[shard], self.size(shard))
+        columns = [part[name].to_pylist() for name in part.column_names]
+        is_listing = "path" in part.column_names
+        return list(zip(*([[LISTING] * part.num_rows] if is_listing else []), *columns, strict=True))
 
 
 def default_rows(stage: Stage, graph: Graph, num_units: int) -> int:
     """Units per shard where the placement says nothing.
 
     A shard costs about 5 ms beside its rows, and is the most that a crash costs each worker: so from 64 units on
-    about a thousand shards, of up to 1,024 units each, and of more only where there would be over 10,000 fragments
-    to commit. Where media pass through the worker it stays at 64, since a shard is held in memory.
+    about 256 shards, of up to 4,096 units each, and of more only where there would be over 10,000 fragments to
+    commit. Where media pass through the worker it stays at 64, since a shard is held in memory.
     """
     read = {name: graph.node(edge.dataset).stage.schema for edge in stage.inputs for name in edge.columns}
     fields = [*stage.schema, *(schema.field(name) for name, schema in read.items() if name in schema.names)]
     if getattr(stage, "reads_raw", False) or any(is_blob(field) for field in fields):
         return MIN_ROWS
-    return max(MIN_ROWS, min(1024, num_units // 1024), num_units // MAX_SHARDS)
+    return max(MIN_ROWS, min(4096, num_units // 256), num_units // MAX_SHARDS)
 
 
 def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int) -> bytes:
@@ -101,14 +119,8 @@ def read(folder: Folder, number: int) -> ShardPlan:
     """Read `plan.N` back."""
     table = pq.read_table(io.BytesIO(folder.get_bytes(f"plan.{number}")))
     header = json.loads(table.schema.metadata[HEADER])
-    lists = [table[name].to_pylist() for name in ("edge", "position")]
-    if header["listing"]:
-        names = ("key", "path", "size_bytes", "stamp", "left_out")
-        listed = [table[name].to_pylist() for name in names]
-        lists = [[LISTING] * table.num_rows, *listed]
-    units: list[Unit] = list(zip(*lists, strict=True))
-    counts = np.bincount(np.asarray(table["shard"]))
-    bounds = zip(counts.tolist(), np.cumsum(counts).tolist(), strict=True)
+    names = ("key", "path", "size_bytes", "stamp", "left_out") if header["listing"] else ("edge", "position")
+    bounds = np.cumsum(np.bincount(np.asarray(table["shard"]), minlength=0))
     return ShardPlan(
         number,
         header["intent"],
@@ -117,5 +129,6 @@ def read(folder: Folder, number: int) -> ShardPlan:
         header["base_version"],
         header["head"],
         table["key"].combine_chunks() if table.num_rows else pa.array([], pa.binary(16)),
-        tuple(tuple(units[end - count : end]) for count, end in bounds),
+        table.select(names).combine_chunks(),
+        (0, *bounds.tolist()),
     )

@@ -11,7 +11,8 @@ import time
 import ray
 
 from infra.allot import Size
-from infra.fleet import Fleet, Share, Watch
+from infra.fleet import Fleet
+from infra.lane import Share, Todo, Watch
 
 
 class Slow:
@@ -50,7 +51,7 @@ def run(fleet, name, worker, num_tasks, share, found):
     results = found.setdefault(name, [])
     try:
         watch = Watch(lambda _, parts: results.extend(parts), lambda _: None, print, lambda: None)
-        fleet.map(worker, [(i, [i]) for i in range(num_tasks)], share, watch)
+        fleet.map(worker, Todo(range(num_tasks), lambda i: [i]), share, watch)
     except Exception as error:  # noqa: BLE001 - the test looks at the sentence
         found[f"{name}_error"] = str(error)
 
