@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.compact import FEW_FRAGMENTS
 from infra.faults import POINTS
 from infra.folder_bucket import LocalBucket
 from pipelines import gc
@@ -89,6 +90,25 @@ def test_a_driver_killed_at_any_arrow_resumes_to_the_same_rows(point, tmp_path, 
     assert gc.find(root) == []
     assert contents(tmp_path) == second
     assert plait("run", *TOY, cwd=tmp_path).stdout.rstrip().endswith("Nothing to do: everything is fresh.")
+
+
+@pytest.mark.slow
+def test_a_driver_killed_between_merging_fragments_and_committing_them_merges_again(tmp_path):
+    """With more small fragments than are left alone (infra/compact.py); the point above merges nothing."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.txt").write_text(" ".join(f"w{i}" for i in range(FEW_FRAGMENTS + 6)))
+    one_each = [*TOY[:-1], "cluster.stages.lengths.shard_rows=1"]
+    killed = plait("run", *one_each, cwd=tmp_path, env={"PLAIT_CRASH_AT": "lengths:merged"})
+    assert killed.returncode == -signal.SIGKILL
+    assert plait("run", *one_each, cwd=tmp_path).returncode == 0
+    root = LocalBucket(tmp_path / "root")
+    standing = Standing(root)
+    snapshot = standing.snapshot("lengths")
+    assert snapshot.rows == FEW_FRAGMENTS + 6 and len(standing.store.open(snapshot).get_fragments()) == 1
+    garbage = {g.path for g in gc.find(root)}
+    assert sum(path.endswith(".lance") for path in garbage) == FEW_FRAGMENTS + 6 + 1  # the shards' own, a first merge
+    gc.collect(root, gc.find(root))
+    assert len(standing.store.scan(snapshot, ["key", "chars"])) == FEW_FRAGMENTS + 6
 
 
 @pytest.mark.slow
