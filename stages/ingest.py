@@ -115,7 +115,9 @@ def _opened(row: Row) -> Outcome:
     with row["raw"].local() as path:
         found = webdataset.members(path)
         if not found:
-            return BadRow("It holds no member that can be read: it is no tar, is compressed (unpack it first), or empty.")
+            return BadRow(
+                "It holds no member that can be read: it is no tar, is compressed (unpack it first), or empty."
+            )
         pictured = {one.stem for one in found if KINDS.get(_suffix(one.name)) in ("video", "image")}
         with path.open("rb") as file:
             return [_member(row, one, one.stem in pictured, file) for one in found]

@@ -85,3 +85,13 @@ class Captions(Asking, RowStage):
                 "held_out": row["held_out"],
             }
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings(Captions):
+    """What charts, tables and documents say: captions of the pictures that the main path leaves out for their text."""
+
+    writes: ClassVar[str] = "readings"
+
+    prompt: str = "read"
+    max_tokens: int = 1024

@@ -72,9 +72,7 @@ class Clip:
         tokens = weights.pretrained(weights.transformers().AutoTokenizer, self.place)
         with torch.inference_mode():
             given = tokens([said], return_tensors="pt", truncation=True).to(self.device)
-            output = self.model.get_text_features(
-                input_ids=given["input_ids"], attention_mask=given["attention_mask"]
-            )
+            output = self.model.get_text_features(input_ids=given["input_ids"], attention_mask=given["attention_mask"])
         return _unit(output)[0].cpu().numpy()
 
 

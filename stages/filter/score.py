@@ -112,7 +112,9 @@ class Scores(RowStage):
             if name not in SCORERS:
                 raise UserError(f"{name!r} is no scorer: scores.scorers takes {', '.join(SCORERS)}")
             if name != "technical" and not self.weights.get(name):
-                raise UserError(f"the scorer {name} needs weights: write scores.weights.{name}=DIR, or an id of the hub")
+                raise UserError(
+                    f"the scorer {name} needs weights: write scores.weights.{name}=DIR, or an id of the hub"
+                )
 
     def settings(self) -> dict[str, Any]:
         """Weights by what they are, not by where they lie; what no chosen scorer uses is left out."""

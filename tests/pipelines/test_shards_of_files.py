@@ -23,7 +23,9 @@ def write_shard(toy, name: str, contents: dict[str, str], keep_bytes: int | None
 def test_members_are_read_traced_moved_and_forgotten_like_files(make_toy):
     toy = make_toy()
     toy.write("plain.txt", "alone")
-    write_shard(toy, "s.tar", {"a.txt": "first words", "b.txt": "second here", "c.txt": "cut off in the middle"}, 512 * 5)
+    write_shard(
+        toy, "s.tar", {"a.txt": "first words", "b.txt": "second here", "c.txt": "cut off in the middle"}, 512 * 5
+    )
     run = toy.run()
     assert {row["text"] for row in toy.rows("texts", ["text"])} == {"alone", "first words", "second here"}
     assert run["texts"]["quarantined"] == 1
@@ -31,7 +33,10 @@ def test_members_are_read_traced_moved_and_forgotten_like_files(make_toy):
     up = Lineage(standing).up(Lineage(standing).find(toy.rows("words", ["key"])[0]["key"].hex()))
     assert any(node["kind"] == "file" for node in up.nodes.values())
     down = Lineage(standing).down(Lineage(standing).find("s.tar/b.txt"))
-    assert {n["label"] for n in down.nodes.values() if n["label"].startswith("words: ")} == {"words: second", "words: here"}
+    assert {n["label"] for n in down.nodes.values() if n["label"].startswith("words: ")} == {
+        "words: second",
+        "words: here",
+    }
 
     (toy.source / "deep").mkdir()
     (toy.source / "s.tar").rename(toy.source / "deep" / "moved.tar")

@@ -130,7 +130,11 @@ def test_captions_and_metadata_are_read_from_sidecars(tmp_path: Path) -> None:
 
 
 def test_jsonl_names_its_files_relative_to_its_folder(tmp_path: Path) -> None:
-    told = [{"file": "sub/x.png", "captions": ["one", "two", "one"]}, {"nothing": 1}, {"path": "../y.png", "text": "up"}]
+    told = [
+        {"file": "sub/x.png", "captions": ["one", "two", "one"]},
+        {"nothing": 1},
+        {"path": "../y.png", "text": "up"},
+    ]
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(one) for one in told))
     said = [(note["about"], note["text"]) for note in noted(tmp_path / "c.jsonl")]
     assert said == [("here/sub/x.png", "one"), ("here/sub/x.png", "two"), ("y.png", "up")]
