@@ -26,8 +26,8 @@ VIDEO = (
 )  # fmt: skip
 IMAGE = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif", "ppm", "pgm")
 TEXT = ("txt", "md", "text")
-KINDS = {suffix: kind for kind, suffixes in (("video", VIDEO), ("image", IMAGE), ("text", TEXT)) for suffix in suffixes}
-KINDS |= {"tar": "shard", "jsonl": "sidecar"}
+_SUFFIXES = (("video", VIDEO), ("image", IMAGE), ("text", TEXT), ("shard", ("tar",)), ("sidecar", ("jsonl",)))
+KINDS = {suffix: kind for kind, suffixes in _SUFFIXES for suffix in suffixes}
 SIDECAR = ("txt", "caption", "json")
 """Members of a shard that tell of the picture or film of the same stem."""
 

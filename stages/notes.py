@@ -29,7 +29,8 @@ class Notes(RowStage):
 
     A sidecar is a txt, caption or json beside a picture or film of the same stem in a shard, or a JSONL whose lines
     name their file (`file`, `file_name`, `path`, `image`, `video` ...), relative to the JSONL's folder. Lines of JSONL
-    that name no file give nothing; a JSONL without any that does is filtered, one with a line that is no JSON is quarantined.
+    that name no file give nothing; a JSONL without any that does is filtered, one with a line that is no JSON is
+    quarantined.
     """
 
     writes: ClassVar[str] = "notes"

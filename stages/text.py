@@ -73,7 +73,7 @@ class TextScores(RowStage):
         return [[self._measured(row["text"], tools)] for row in rows]
 
     def _measured(self, text: str, identifier: Any) -> Row:
-        from rensa import RMinHash
+        from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # compiled
 
         words = _words(text)
         seen = [letter for letter in text if not letter.isspace()]
@@ -182,12 +182,9 @@ class DistinctTexts(JobStage):
 def _banded(signature: np.ndarray, bands: int) -> list[bytes]:
     """One mark per band: its number and values."""
     rows = max(1, len(signature) // bands)
-    return [
-        hashlib.blake2b(
-            number.to_bytes(4, "big") + signature[number * rows : (number + 1) * rows].tobytes(), digest_size=8
-        ).digest()  # noqa: E501
-        for number in range(min(bands, len(signature)))
-    ]
+    parts = [signature[start : start + rows].tobytes() for start in range(0, len(signature), rows)]
+    named = [number.to_bytes(4, "big") + part for number, part in enumerate(parts)]
+    return [hashlib.blake2b(part, digest_size=8).digest() for part in named]
 
 
 def _likeness(row: Row, other: Row, signatures: Sequence[np.ndarray], index: int, at: int) -> float:

@@ -55,7 +55,6 @@ def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(path, "r:", ignore_zeros=True) as shard:
             while (info := shard.next()) is not None:
                 yield info
-                shard.members = []  # it would keep them all
     except tarfile.TarError:
         return
 

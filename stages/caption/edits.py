@@ -120,5 +120,5 @@ def changed_share(before: np.ndarray, after: np.ndarray) -> float:
     small = [
         cv2.resize(picture, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
         for picture in (before, after)
-    ]  # noqa: E501
+    ]
     return float((np.abs(small[0] - small[1]).max(axis=2) > _CHANGED).mean())

@@ -29,6 +29,6 @@ def flat_colours(picture: np.ndarray) -> float:
     import cv2
     import numpy as np
 
-    small = cv2.resize(picture, (128, 128), interpolation=cv2.INTER_NEAREST).reshape(-1, 3) >> 4
-    colours = small.astype(np.int32) @ np.array([256, 16, 1], np.int32)
+    small = np.asarray(cv2.resize(picture, (128, 128), interpolation=cv2.INTER_NEAREST), np.int32).reshape(-1, 3)
+    colours = (small >> 4) @ np.array([256, 16, 1], np.int32)
     return float(np.sort(np.bincount(colours))[-4:].sum() / len(colours))

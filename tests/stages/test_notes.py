@@ -28,7 +28,7 @@ def png(seed: int) -> bytes:
 
 
 MEMBERS = {
-    "0001.png": png(1), "0001.txt": b"a first picture", "0001.json": json.dumps({"caption": "first", "url": "x"}).encode(),
+    "0001.png": png(1), "0001.txt": b"a first picture", "0001.json": b'{"caption": "first", "url": "x"}',
     "0002.png": png(2), "0002.txt": b"a second picture",
     "a/0003.png": png(3), "readme.txt": b"words that belong to no picture", "odd.xyz": b"?",
 }  # fmt: skip
