@@ -27,7 +27,9 @@ WORDS = 66
 """Height under a thumbnail for what is said of it, pixels."""
 COLUMNS = 6
 INK, FAINT, IN, OUT, LEFT, BAD, LINE = "#222222", "#777777", "#4c72b0", "#55a868", "#dd8452", "#c44e52", "#c44e52"
-MAX_SHOWN = ("quality", "technical", "laion", "hps", "mps", "text_area", "flow", "solid_colour", "short_side")
+SHORT = {"quality": "q", "laion": "laion", "hps": "hps", "mps": "mps", "text_area": "text", "flow": "flow"}
+SHORT |= {"solid_colour": "solid", "short_side": "px"}
+"""What scores are called under a thumbnail."""
 
 
 def cards_of(store: Store, snapshot: Snapshot, done: Mapping[str, Any]) -> dict[str, bytes]:
@@ -111,7 +113,7 @@ def _histograms(
         nulls = f", {table[name].null_count:,} null" if table[name].null_count else ""
         draw.text((x, y), _fitting(draw, f"{name}{nulls}", width - 24, _font(14)), fill=INK, font=_font(14))
         if len(values):
-            _bars(draw, (x, y + 26, width - 28, 110), values, thresholds.get(name, ()))
+            _bars(draw, (x, y + 32, width - 28, 110), values, thresholds.get(name, ()))
         else:
             draw.text((x, y + 70), "nothing measured", fill=FAINT, font=_font(13))
     return _png(image)
@@ -133,10 +135,13 @@ def _bars(draw: Any, box: tuple[int, int, int, int], values: np.ndarray, thresho
     draw.text((x, y + height + 5), f"{low + spare:.3g}", fill=FAINT, font=_font(11))
     end = f"{high - spare:.3g}"
     draw.text((x + width - draw.textlength(end, font=_font(11)), y + height + 5), end, fill=FAINT, font=_font(11))
+    free = x
     for threshold in thresholds:
         at = x + width * (threshold - low) / (high - low)
-        draw.line((at, y - 2, at, y + height), fill=LINE, width=2)
-        draw.text((at - 8, y + height + 5), f"{threshold:g}", fill=LINE, font=_font(11))
+        draw.line((at, y - 6, at, y + height), fill=LINE, width=2)
+        said = f"{threshold:g}"
+        free = max(free, at + 4) + draw.textlength(said, font=_font(11)) + 4  # labels stand side by side
+        draw.text((free - draw.textlength(said, font=_font(11)) - 4, y - 8), said, fill=LINE, font=_font(11))
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ def _verdict_cards(store: Store, snapshot: Snapshot, done: Mapping[str, Any]) ->
     cards: dict[str, bytes] = {}
     if numbers:
         cards["thresholds"] = _histograms(store, judge, numbers, limits)
-    scores = _scores_by_clip(store, judge, [n for n in MAX_SHOWN if n in known.names])
+    scores = _scores_by_clip(store, judge, [n for n in SHORT if n in known.names])
     places = {key: at for at, key in enumerate(store.scan(over, ["key"])["key"].to_pylist())}
     kept = _kept(store, snapshot)
     left = rest.from_bytes(folder.get_bytes(done["rest"])) if done.get("rest") else rest.EMPTY
@@ -253,9 +258,13 @@ def thresholds_of(clauses: Mapping[str, str]) -> dict[str, list[float]]:
 def _scores_by_clip(store: Store, judge: Snapshot, names: Sequence[str]) -> dict[bytes, str]:
     found: dict[bytes, str] = {}
     for row in store.scan(judge, ["parents", *names]).to_pylist():
-        shown = [f"{name.split('_')[0]} {row[name]:.3g}" for name in names if row[name] is not None]
+        shown = [f"{SHORT[name]} {_short(row[name])}" for name in names if row[name] is not None]
         found[row["parents"][0]] = "  ".join(shown)
     return found
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _kept(store: Store, snapshot: Snapshot) -> dict[bytes, tuple[str, str]]:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _CHUNK = 512
+_CELLS = 48
+"""Mean colours in a fingerprint: 4 x 4 cells of three channels."""
 
 
 @dataclass(frozen=True)
@@ -21,37 +23,51 @@ class Look:
     """video or image: only like is compared with like."""
     hashes: np.ndarray
     """uint64 [frames]; may be empty."""
+    colours: np.ndarray
+    """Mean colours of each frame's cells, int16 [frames, 48]."""
     embedding: np.ndarray | None
     """Unit vector, float32 [D]."""
     rank: tuple[float, ...]
     """What is smallest stands for the others."""
 
 
-def look(key: bytes, kind: str, hashes: Sequence[bytes], embedding: Sequence[float] | None, rank: tuple) -> Look:
+@dataclass(frozen=True)
+class Bounds:
+    """When two clips are alike: see `Distinct`."""
+
+    max_bits: int
+    max_colour: int
+    min_share: float
+    min_cosine: float
+
+
+def look(
+    key: bytes, kind: str, fingerprints: Sequence[bytes], embedding: Sequence[float] | None, rank: tuple[float, ...]
+) -> Look:
     """From what `scores` keeps."""
     import numpy as np
 
-    words = np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64)
-    return Look(key, kind, words, None if embedding is None else np.asarray(embedding, np.float32), rank)
+    hashes = np.frombuffer(b"".join(one[:8] for one in fingerprints), ">u8").astype(np.uint64)
+    colours = np.frombuffer(b"".join(one[8:] for one in fingerprints), np.uint8).astype(np.int16)
+    vector = None if embedding is None else np.asarray(embedding, np.float32)
+    return Look(key, kind, hashes, colours.reshape(len(fingerprints), _CELLS), vector, rank)
 
 
-def representatives(
-    looks: Sequence[Look], max_bits: int, min_share: float, min_cosine: float
-) -> dict[bytes, tuple[bytes, float]]:
+def representatives(looks: Sequence[Look], bounds: Bounds) -> dict[bytes, tuple[bytes, float]]:
     """For each clip that another stands for: key of that one, and how alike (share of frames, or cosine).
 
     Clips are taken best first (`rank`, then key), so the order in which they come does not matter. Each is compared
     with those that stand already, so likeness is never handed on along a chain. Two clips are alike when at least
-    `min_share` of the frames of the one with fewer have one of the other's within `max_bits`, or when the cosine of
-    their embeddings is at least `min_cosine` (above 1: embeddings do not matter).
+    `min_share` of the frames of the one with fewer have one of the other's within `max_bits` and `max_colour`, or when
+    the cosine of their embeddings is at least `min_cosine` (above 1: embeddings do not matter).
     """
     found: dict[bytes, tuple[bytes, float]] = {}
     for kind in sorted({one.kind for one in looks}):
         ordered = sorted((one for one in looks if one.kind == kind), key=lambda one: (*one.rank, one.key))
-        found |= _by_hash(ordered, max_bits, min_share)
+        found |= _by_hash(ordered, bounds)
         left = [one for one in ordered if one.key not in found and one.embedding is not None]
-        if min_cosine <= 1:
-            found |= _by_embedding(left, min_cosine)
+        if bounds.min_cosine <= 1:
+            found |= _by_embedding(left, bounds.min_cosine)
     return {key: (_last(found, key), likeness) for key, (_, likeness) in found.items()}
 
 
@@ -62,21 +78,21 @@ def _last(found: Mapping[bytes, tuple[bytes, float]], key: bytes) -> bytes:
     return key
 
 
-def _by_hash(ordered: Sequence[Look], max_bits: int, min_share: float) -> dict[bytes, tuple[bytes, float]]:
+def _by_hash(ordered: Sequence[Look], bounds: Bounds) -> dict[bytes, tuple[bytes, float]]:
     import numpy as np
 
     if not any(len(one.hashes) for one in ordered):
         return {}
     distinct = np.unique(np.concatenate([one.hashes for one in ordered]))
-    near = neighbours(distinct, max_bits)
+    near = neighbours(distinct, bounds.max_bits)
     standing: list[list[int]] = [[] for _ in distinct]  # by distinct hash: those that stand and have it
     found: dict[bytes, tuple[bytes, float]] = {}
     for index, one in enumerate(ordered):
         places = np.unique(np.searchsorted(distinct, one.hashes))
         candidates = {other for place in places for close in near[place] for other in standing[close]}
-        likeness = {other: share_of(one.hashes, ordered[other].hashes, max_bits) for other in candidates}
+        likeness = {other: share_of(one, ordered[other], bounds) for other in candidates}
         best = min(likeness, key=lambda other: (-likeness[other], other), default=None)
-        if best is not None and likeness[best] >= min_share:
+        if best is not None and likeness[best] >= bounds.min_share:
             found[one.key] = (ordered[best].key, likeness[best])
         else:
             for place in places:
@@ -116,13 +132,16 @@ def neighbours(hashes: np.ndarray, max_bits: int) -> list[np.ndarray]:
     return found
 
 
-def share_of(one: np.ndarray, other: np.ndarray, max_bits: int) -> float:
+def share_of(one: Look, other: Look, bounds: Bounds) -> float:
     """Share of the frames of the clip with fewer that have a like frame in the other, 0 to 1."""
     import numpy as np
 
-    few, many = sorted((one, other), key=len)
-    bits = np.bitwise_count(few[:, None] ^ many[None])
-    return float((bits.min(axis=1) <= max_bits).mean())
+    few, many = sorted((one, other), key=lambda clip: len(clip.hashes))
+    alike = np.bitwise_count(few.hashes[:, None] ^ many.hashes[None]) <= bounds.max_bits
+    for frame, near in enumerate(alike):
+        apart = np.abs(many.colours[near] - few.colours[frame]).max(axis=1)
+        near[near] = apart <= bounds.max_colour
+    return float(alike.any(axis=1).mean())
 
 
 def nearest_pairs(looks: Sequence[Look], max_bits: int, min_cosine: float) -> Iterator[tuple[Look, Look, float]]:

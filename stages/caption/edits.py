@@ -38,7 +38,7 @@ class Edits(Asking, JobStage):
     writes: ClassVar[str] = "edits"
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("clips", columns=("media", "source_kind", "held_out")),
-        Edge("distinct", columns=("hashes", "embedding"), where="source_kind = 'image' and passes"),
+        Edge("distinct", columns=("fingerprints", "embedding"), where="source_kind = 'image' and passes"),
     )
     content: ClassVar[tuple[str, ...] | None] = ("text",)
     schema: ClassVar[pa.Schema] = pa.schema(
@@ -67,10 +67,10 @@ class Edits(Asking, JobStage):
             row["key"]: (at, row["held_out"])
             for at, row in enumerate(r for b in job.reader("clips").scan(["key", "held_out"]) for r in b.to_pylist())
         }
-        columns = ["parents", "hashes", "embedding"]
+        columns = ["parents", "fingerprints", "embedding"]
         rows = [row for batch in job.reader("distinct").scan(columns) for row in batch.to_pylist()]
         looks = [
-            alike.look(row["parents"][0], "image", row["hashes"], row["embedding"], ())
+            alike.look(row["parents"][0], "image", row["fingerprints"], row["embedding"], ())
             for row in rows
             if row["parents"][0] in places
         ]

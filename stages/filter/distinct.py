@@ -26,9 +26,10 @@ class Distinct(JobStage):
     family        number of clips that this one stands for, itself included; 0 where another does
 
     Alike are two videos when at least `min_share` of the frames looked at of the shorter have one in the other whose
-    hashes differ in at most `max_bits` of 64, two images likewise; and, where the scores hold embeddings, clips of a
-    cosine of at least `min_cosine`. Plain pictures have no hash and are nobody's copies. The result does not depend
-    on the order of rows. All hashes are compared with all: 10^5 distinct ones take about 10 s.
+    hashes differ in at most `max_bits` of 64 and whose colours in at most `max_colour`, two images likewise; and,
+    where the scores hold embeddings, clips of a cosine of at least `min_cosine`. Plain pictures have no hash and are
+    nobody's copies. The result does not depend on the order of rows. All hashes are compared with all: 10^5 distinct
+    ones take about 10 s.
 
     A select over this dataset, with `duplicate_of is null` among its clauses, leaves one of each family.
     """
@@ -47,6 +48,9 @@ class Distinct(JobStage):
 
     max_bits: int = 10
     """Bits of 64 in which hashes of copies differ at most (imagededup's bound); unrelated pictures differ in 32."""
+    max_colour: int = 40
+    """Levels (of 255) by which no cell of a 4 x 4 grid of mean colours may differ between copies: codecs and blur stay
+    below 30. Plain drawings that differ in the shape of one small thing are still taken for copies (tests: 2 %)."""
     min_share: float = 0.5
     """Share of the frames of the shorter clip that must be found in the other."""
     min_cosine: float = 0.97
@@ -56,6 +60,10 @@ class Distinct(JobStage):
         if not 0 <= self.max_bits < 64 or not 0 < self.min_share <= 1:
             raise UserError("distinct.max_bits is 0 to 63, distinct.min_share above 0 and at most 1: change them")
 
+    def bounds(self) -> alike.Bounds:
+        """When two clips are alike."""
+        return alike.Bounds(self.max_bits, self.max_colour, self.min_share, self.min_cosine)
+
     def run(self, job: Job) -> Iterator[Row]:
         """One row per clip with scores, in order of its key."""
         passing = {key for batch in job.reader("clips").scan(["key"]) for key in batch["key"].to_pylist()}
@@ -64,11 +72,11 @@ class Distinct(JobStage):
             row["clip"] = row["parents"][0]
         rows.sort(key=lambda row: row["clip"])
         looks = [
-            alike.look(row["clip"], row["source_kind"], row["hashes"], row["embedding"], _rank(row))
+            alike.look(row["clip"], row["source_kind"], row["fingerprints"], row["embedding"], _rank(row))
             for row in rows
             if row["clip"] in passing
         ]
-        stood_for = alike.representatives(looks, self.max_bits, self.min_share, self.min_cosine)
+        stood_for = alike.representatives(looks, self.bounds())
         sizes: dict[bytes, int] = {}
         for key, _ in stood_for.values():
             sizes[key] = sizes.get(key, 0) + 1

@@ -41,7 +41,7 @@ class Scores(RowStage):
     flat_colours  share in the four commonest colours, 0 to 1: median over the frames looked at
     quality       technical quality, 0 to 10: median over the frames looked at
     num_frames_seen  frames looked at for text, colour and quality
-    hashes        perceptual hash of each frame looked at, 8 bytes; frames with nothing to see have none
+    fingerprints  of each frame looked at: perceptual hash and coarse colours; frames with nothing to see have none
 
     and of each scorer named in `scorers` the least over three frames, null for the others:
 
@@ -69,7 +69,7 @@ class Scores(RowStage):
             ("flat_colours", pa.float64()),
             ("quality", pa.float64()),
             ("num_frames_seen", pa.int32()),
-            ("hashes", pa.list_(pa.binary(8))),
+            ("fingerprints", pa.list_(pa.binary(fingerprint.SIZE_BYTES))),
             *(pa.field(name, pa.float64(), nullable=True) for name in SCORERS),
             pa.field("embedding", pa.list_(pa.float32()), nullable=True),
         ]
@@ -165,7 +165,7 @@ class Scores(RowStage):
             "flat_colours": sorted(flats)[len(flats) // 2],
             "quality": sorted(qualities)[len(qualities) // 2],
             "num_frames_seen": len(texts),
-            "hashes": [one for one in prints if one is not None],
+            "fingerprints": [one for one in prints if one is not None],
         }
         middles = sorted({int((part + 0.5) * len(pictures) / _SHOTS) for part in range(_SHOTS)})
         return _Seen(measured, [pictures[index] for index in middles])

@@ -41,7 +41,7 @@ def test_languages_and_lengths(scores) -> None:
         "en": "The quick brown fox jumps over the lazy dog and runs into the forest.",
         "fr": "Sur la plateforme, plusieurs manieres d'acceder a ces fonctionnalites sont concues.",
         "zh": "\u4f60\u597d\uff0c\u8bf7\u95ee\u4f60\u662f\u8c01\uff1f\u6b22\u8fce\u6765\u5230\u5317\u4eac\u3002",
-        "ru": "\u041c\u043e\u0441\u043a\u0432\u0430 \u0441\u0442\u043e\u043b\u0438\u0446\u0430",
+        "de": "Der schnelle braune Fuchs springt ueber den faulen Hund und laeuft in den Wald.",
     }
     rows = scores(*told.values())
     assert [row["language"] for row in rows] == list(told) and min(row["sure"] for row in rows) > 0.4
