@@ -123,9 +123,7 @@ def test_a_moved_clause_scores_nothing_anew_and_copies_stand_in_whatever_lies_wh
     folder, _ = made
     shutil.move(folder / "src" / "s.tar", folder / "src" / "moved.tar")
     arguments = ["pipeline=curate", "source=src", "root=data", "tracking=none", "select.quality=quality >= 0"]
-    done = plait(
-        "run", *arguments, "~select.beauty", "select.flow=flow is null or flow < 1000", "--json", cwd=folder
-    )
+    done = plait("run", *arguments, "~select.beauty", "select.flow=flow is null or flow < 1000", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     stages = {s["name"]: s for s in json.loads(done.stdout.strip().splitlines()[-1])["stages"]}
     assert all(stages[name]["computed"] == 0 for name in ("images", "clips", "scores"))
