@@ -12,7 +12,7 @@ run (its text filter downloads EasyOCR's weights): its motion filter is its own 
 parameters, whole frames, 2 a second), its text filter our detector on its three whole frames.
 
 The first target is met. The others are not, and cannot be: looking for text, at 40 ms a picture of 256 pixels and 2
-pictures a second, is three quarters of everything, and is shared by nothing. Data-Juicer looks at three pictures a clip.
+pictures a second, is three quarters of everything, and is shared by nothing. Data-Juicer looks at three a clip.
 """
 
 from __future__ import annotations

@@ -27,8 +27,10 @@ WORDS = 66
 """Height under a thumbnail for what is said of it, pixels."""
 COLUMNS = 6
 INK, FAINT, IN, OUT, LEFT, BAD, LINE = "#222222", "#777777", "#4c72b0", "#55a868", "#dd8452", "#c44e52", "#c44e52"
-SHORT = {"quality": "q", "laion": "laion", "hps": "hps", "mps": "mps", "text_area": "text", "flow": "flow"}
-SHORT |= {"solid_colour": "solid", "short_side": "px"}
+SHORT = {
+    **{name: name for name in ("flow", "laion", "hps", "mps")},
+    **{"quality": "q", "text_area": "text", "solid_colour": "solid", "short_side": "px"},
+}
 """What scores are called under a thumbnail."""
 
 

@@ -139,7 +139,7 @@ class Scores(RowStage):
         return [one if isinstance(one, BadRow) else [one.row] for one in seen]
 
     def _seen(self, row: Row, detect: Any) -> _Seen | BadRow:
-        motion = flow.Flow()
+        motion, written = flow.Flow(), text_area.TextAreas(detect)
         texts, solids, flats, qualities, pictures = [], [], [], [], []
         due = 0.0
         try:
@@ -147,7 +147,7 @@ class Scores(RowStage):
                 motion.add(time, picture)
                 if time + 1e-6 >= due:
                     due = (int(time * self.look_fps + 1e-6) + 1) / self.look_fps
-                    texts.append(text_area.text_area(detect, picture))
+                    texts.append(written.area(picture))
                     solids.append(colour.solid_colour(picture))
                     flats.append(colour.flat_colours(picture))
                     qualities.append(quality.quality(picture))

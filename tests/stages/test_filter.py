@@ -108,7 +108,7 @@ def test_small_pictures_need_no_enlarging(corpus: Corpus, tools: Any) -> None:
     )
     picture = still(corpus.raw / name)
     twice = picture.repeat(2, axis=0).repeat(2, axis=1)
-    assert min(text_areas.text_area(tools[0], picture), text_areas.text_area(tools, twice)) > 0.3
+    assert min(text_areas.text_area(tools[0], picture), text_areas.text_area(tools[0], twice)) > 0.3
 
 
 def test_quality_falls_with_damage(shared: Path) -> None:

@@ -17,7 +17,7 @@ from stages.filter.colour import flat_colours
 from stages.filter.fingerprint import fingerprint
 from stages.filter.laion import Laion
 from stages.filter.score import Scores
-from stages.filter.text_area import detector, text_area
+from stages.filter.text_area import TextAreas, detector, text_area
 from tests.stages import tiny_models
 from tests.stages.test_filter import film, panning
 
@@ -103,6 +103,27 @@ def test_charts_tables_and_documents_are_told_from_photographs(shared: Path) -> 
     drawn = ("chart_pie.png", "diagram_clip.png", "table_resize.png", "page.png", "text_phototest.tif", "formula.png")
     seen = ("chelsea.png", "coco_562207.jpg", "coco_40083.jpg", "astronaut.png", "mdn_hummingbird.jpg", "dj_cat.jpg")
     assert all(map(is_document, drawn)) and not any(map(is_document, seen))
+
+
+def test_what_stands_still_is_read_once_and_a_new_line_is_read() -> None:
+    rng = np.random.default_rng(0)
+    wall = panning(0, 1)[0]
+    told = wall.copy()
+    told[100:108, 20:120:3] = 255
+    reads: list[np.ndarray] = []
+
+    class Nothing:
+        boxes = None
+
+    def detect(picture: np.ndarray, **_: Any) -> Any:
+        reads.append(picture)
+        return Nothing()
+
+    areas = TextAreas(detect)
+    for picture in (wall, wall, told, told, wall):
+        noisy = picture.astype(np.int16) + rng.normal(0, 2, picture.shape[:2])[..., None]
+        areas.area(noisy.clip(0, 255).astype(np.uint8))
+    assert len(reads) == 3
 
 
 def test_a_plain_picture_has_no_fingerprint() -> None:
