@@ -134,16 +134,18 @@ def _bars(draw: Any, box: tuple[int, int, int, int], values: np.ndarray, thresho
         if count:
             draw.rectangle((x + j * step, y + height - tall, x + (j + 1) * step - 1.5, y + height), fill=IN)
     draw.line((x, y + height, x + width, y + height), fill=FAINT)
-    draw.text((x, y + height + 5), f"{low + spare:.3g}", fill=FAINT, font=_font(11))
-    end = f"{high - spare:.3g}"
+    draw.text((x, y + height + 5), _short(low + spare), fill=FAINT, font=_font(11))
+    end = _short(high - spare)
     draw.text((x + width - draw.textlength(end, font=_font(11)), y + height + 5), end, fill=FAINT, font=_font(11))
     free = x
     for threshold in thresholds:
         at = x + width * (threshold - low) / (high - low)
         draw.line((at, y - 6, at, y + height), fill=LINE, width=2)
         said = f"{threshold:g}"
-        free = max(free, at + 4) + draw.textlength(said, font=_font(11)) + 4  # labels stand side by side
-        draw.text((free - draw.textlength(said, font=_font(11)) - 4, y - 8), said, fill=LINE, font=_font(11))
+        wide = draw.textlength(said, font=_font(11))
+        start = max(free, min(at + 4, x + width - wide))  # labels stand side by side
+        draw.text((start, y - 8), said, fill=LINE, font=_font(11))
+        free = start + wide + 4
 
 
 @dataclass(frozen=True)

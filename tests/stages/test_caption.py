@@ -297,6 +297,7 @@ def test_a_model_of_transformers_describes_clips_in_one_call(tmp_path: Path, cli
     assert calls == [3] and isinstance(rows[1], BadRow)
     made = [row[0] for row in (rows[0], *rows[2:]) if isinstance(row, list)]
     assert len(made) == 3 and all(set(row) == set(Captions.schema.names) for row in made)
+    assert len({row["text"] for row in made}) > 1  # it looks at the pictures
     alone = stage.process([clips[0]], tools)[0]
     assert alone[0]["text"] == rows[0][0]["text"]  # type: ignore[index]
     moved = folder.rename(tmp_path / "elsewhere")

@@ -62,10 +62,10 @@ def vlm(folder: Path) -> Path:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "vocab_size": len(tokens), "max_position_embeddings": 4096}
-    text |= {"rope_parameters": rope, "bos_token_id": None}
+    text |= {"rope_parameters": rope, "bos_token_id": None, "initializer_range": 0.3}
     text |= {"eos_token_id": ids[SPECIAL[1]], "pad_token_id": ids[SPECIAL[0]]}
     vision = {"depth": 1, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-    vision |= {"window_size": 56, "fullatt_block_indexes": [0]}
+    vision |= {"window_size": 56, "fullatt_block_indexes": [0], "initializer_range": 0.3}
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
@@ -76,6 +76,9 @@ def vlm(folder: Path) -> Path:
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = ids[SPECIAL[1]], ids[SPECIAL[0]]
+    # it says letters, never an end or a space: what a random model answers is not to be empty
+    letters = {tokens.convert_tokens_to_ids(letter) for letter in "abcdefghijklmnopqrstuvwxyz"}
+    model.generation_config.suppress_tokens = sorted(set(range(len(tokens))) - letters)
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
     Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56}).save_pretrained(folder)
