@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from infra.bucket import Bucket, UnsafeNameError
 from infra.types import BadRow, TransientError, UserError
 
 RELIST = "run again, without --only or --from, so that it is listed anew"
+_CHUNK = 1 << 20
 SCHEMA = pa.schema(
     [
         ("key", pa.binary(16)),
@@ -56,11 +58,20 @@ def _hash(*parts: str) -> bytes:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A raw file of the source: the `RawFile` that stages see. Its bytes are checked against `digest` where known."""
+    """A raw file of the source: the `RawFile` that stages see. Its bytes are checked against `digest` where known.
+
+    A file inside a shard is a range of the shard's bytes.
+    """
 
     bucket: Bucket
     path: str
     digest: str | None = None
+    container: str | None = None
+    """Path of the shard that holds it; None for an object of its own."""
+    offset: int = 0
+    """First byte in the shard."""
+    size_bytes: int = 0
+    """Length in the shard."""
 
     @property
     def label(self) -> str:
@@ -83,14 +94,29 @@ class SourceFile:
             return io.BytesIO(path.read_bytes())
 
     def _fetch(self) -> AbstractContextManager[Path]:
+        held = self.container or self.path
         try:
-            if self.bucket.size(self.path) is None:
-                raise FileNotFoundError(self.path)
-            return self.bucket.local(self.path)
+            if self.bucket.size(held) is None:
+                raise FileNotFoundError(held)
+            return self.bucket.local(held) if self.container is None else self._part()
         except UnsafeNameError as error:
             raise BadRow(str(error)) from error
         except FileNotFoundError as error:
-            raise TransientError(f"{self.path} vanished after it was listed: {RELIST}") from error
+            raise TransientError(f"{held} vanished after it was listed: {RELIST}") from error
+
+    @contextmanager
+    def _part(self) -> Generator[Path]:
+        """The member's bytes as a file, with its suffix."""
+        assert self.container is not None
+        with tempfile.TemporaryDirectory(prefix="plait-member-") as folder:
+            target = Path(folder) / f"member{Path(self.path).suffix}"
+            with self.bucket.local(self.container) as shard, shard.open("rb") as source, target.open("wb") as member:
+                source.seek(self.offset)
+                left = self.size_bytes
+                while left and (chunk := source.read(min(_CHUNK, left))):
+                    member.write(chunk)
+                    left -= len(chunk)
+            yield target
 
     @staticmethod
     def _sha256(path: Path) -> str:

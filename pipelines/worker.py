@@ -123,17 +123,21 @@ class ShardWorker:
 
     def _locate(self, rows: Sequence[Row]) -> None:
         assert self.source is not None
-        paths = self._paths({row["digest"] for row in rows if "path" not in row})
+        listed = self._places({row["digest"] for row in rows if "dataset" in row})
         for row in rows:
-            row["raw"] = SourceFile(self.source, row.get("path") or paths[row["digest"]], row.get("digest"))
+            # a row of the listing itself lies where it says; any other where its content was last seen
+            place = listed[row["digest"]] if "dataset" in row else {"path": row["path"]}
+            row["raw"] = SourceFile(self.source, digest=row.get("digest"), **place)
 
-    def _paths(self, digests: set[str]) -> dict[str, str]:
+    def _places(self, digests: set[str]) -> dict[str, dict[str, Any]]:
+        """Where each content lies: an object, or a range of bytes inside a shard."""
         if not digests:
             return {}
         assert self.files is not None
         quoted = ", ".join(f"'{d}'" for d in sorted(digests))
-        table = self.store.scan(self.files, ["digest", "path"], f"digest in ({quoted})")
-        return dict(zip(table["digest"].to_pylist(), table["path"].to_pylist(), strict=True))
+        columns = ["digest", "path", "container", "offset", "size_bytes"]
+        rows = self.store.scan(self.files, columns, f"digest in ({quoted})").to_pylist()
+        return {row.pop("digest"): row | {"offset": row["offset"] or 0} for row in rows}
 
     def process(self, rows: Sequence[Row]) -> Sequence[Outcome]:
         """The stage's own method, and nothing else."""

@@ -1,5 +1,7 @@
 """From what lies in the source to one row per distinct content: `files`, then `videos`, `images`, `texts`.
 
+What came with them (captions, metadata) is in `notes` (stages/notes.py).
+
 Headers lie, so videos are decoded to the end, and every number is what was decoded. Each file ends as a row, as
 filtered (a kind that plait does not read) or in quarantine with a sentence that a person can act on.
 """
@@ -11,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 
-from stages import media
+from stages import media, webdataset
 from stages.base import BadRow, Edge, Filtered, Outcome, Row, RowStage, held_out
 
 VIDEO = (
@@ -24,7 +26,10 @@ VIDEO = (
 )  # fmt: skip
 IMAGE = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif", "ppm", "pgm")
 TEXT = ("txt", "md", "text")
-KINDS = {suffix: kind for kind, suffixes in (("video", VIDEO), ("image", IMAGE), ("text", TEXT)) for suffix in suffixes}
+_SUFFIXES = (("video", VIDEO), ("image", IMAGE), ("text", TEXT), ("shard", ("tar",)), ("sidecar", ("jsonl",)))
+KINDS = {suffix: kind for kind, suffixes in _SUFFIXES for suffix in suffixes}
+SIDECAR = ("txt", "caption", "json")
+"""Members of a shard that tell of the picture or film of the same stem."""
 
 _CHUNK = 1 << 20
 _REGULAR = 0.25
@@ -37,11 +42,23 @@ only (WebM, MPEG) are trusted to 10 %: they cover the sound too."""
 
 @dataclass(frozen=True, kw_only=True)
 class Files(RowStage):
-    """One row per object of the source as listed. Its units come from the engine's listing, not from a dataset.
+    """One row per object of the source as listed, and one per member of a tar shard.
 
-    The kind goes by the suffix alone; whether the content is what the suffix says is found by the stage of that
-    kind. A suffix that plait does not read is filtered, with the list of those it does; so is, with its reason, what
-    lies among the files and is none (hidden files and folders, links to folders or to nothing, pipes, sockets).
+    Its units come from the engine's listing, not from a dataset. The kind goes by the suffix alone; whether the
+    content is what the suffix says is found by the stage of that kind. An object of a suffix that plait does not
+    read is filtered, with the list of those it does. A shard (tar, not compressed, as WebDataset writes them) gives
+
+    video, image, text   a member, read like a file of its own; its path is the shard's and the member's
+    sidecar              captions (txt, caption) and metadata (json) of the picture or film with the same stem
+                         (`about`); a jsonl, in a shard or not, names its files itself and has no `about`
+    other                a member that plait does not read
+    lost                 bytes between members that are no member any more
+
+    container, offset    where the member's bytes are: path of the shard, first byte; null for a file of its own
+    damage               what is wrong with a member cut short, or with lost bytes; null where nothing is
+
+    What lies among the files and is none (hidden files and folders, links to folders or to nothing, pipes, sockets) is
+    filtered with its reason.
     """
 
     writes: ClassVar[str] = "files"
@@ -55,6 +72,10 @@ class Files(RowStage):
             ("digest", pa.string()),
             ("kind", pa.string()),
             ("unit", pa.binary(16)),
+            pa.field("container", pa.string(), nullable=True),
+            pa.field("offset", pa.int64(), nullable=True),
+            pa.field("about", pa.string(), nullable=True),
+            pa.field("damage", pa.string(), nullable=True),
         ]
     )
 
@@ -63,25 +84,65 @@ class Files(RowStage):
         return [_listed(row) for row in rows]
 
 
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower().lstrip(".")
+
+
 def _listed(row: Row) -> Outcome:
     if row.get("left_out"):
         return Filtered(row["left_out"])
-    suffix = PurePosixPath(row["path"]).suffix.lower().lstrip(".")
+    suffix = _suffix(row["path"])
     kind = KINDS.get(suffix)
     if kind is None:
         name = f".{suffix}" if suffix else "(no suffix)"
-        known = f"videos ({' '.join(VIDEO)}), images ({' '.join(IMAGE)}), text ({' '.join(TEXT)})"
+        known = f"videos ({' '.join(VIDEO)}), images ({' '.join(IMAGE)}), text ({' '.join(TEXT)}), tar, jsonl"
         return Filtered(f"unknown kind {name}: plait reads {known}")
-    digest = hashlib.sha256()
+    if kind == "shard":
+        return _opened(row)
     with row["raw"].open() as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    kept = {name: row[name] for name in ("path", "size_bytes", "stamp")}
-    return [{**kept, "digest": digest.hexdigest(), "kind": kind, "unit": digest.digest()[:16]}]
+        return [_file(row["path"], row["size_bytes"], row["stamp"], kind, file)]
+
+
+def _file(path: str, size_bytes: int, stamp: str, kind: str, file: BinaryIO, **place: Any) -> Row:
+    """The row of one file: the next `size_bytes` of `file`, hashed."""
+    digest = hashlib.sha256()
+    left = size_bytes
+    while left and (chunk := file.read(min(_CHUNK, left))):
+        digest.update(chunk)
+        left -= len(chunk)
+    known = {"path": path, "size_bytes": size_bytes, "stamp": stamp, "kind": kind}
+    none = {"container": None, "offset": None, "about": None, "damage": None}
+    return {**known, "digest": digest.hexdigest(), "unit": digest.digest()[:16], **none, **place}
+
+
+def _opened(row: Row) -> Outcome:
+    """One row per member of a shard; what tells of a picture or film is tied to it by its stem."""
+    with row["raw"].local() as path:
+        found = webdataset.members(path)
+        if not found:
+            return BadRow(
+                "It holds no member that can be read: it is no tar, is compressed (unpack it first), or empty."
+            )
+        pictured = {one.stem for one in found if KINDS.get(_suffix(one.name)) in ("video", "image")}
+        with path.open("rb") as file:
+            return [_member(row, one, one.stem in pictured, file) for one in found]
+
+
+def _member(row: Row, member: webdataset.Member, is_pictured: bool, file: BinaryIO) -> Row:
+    suffix = _suffix(member.name)
+    kind = KINDS.get(suffix, "other") if member.name else "lost"
+    kind = "other" if kind == "shard" else kind
+    about = None
+    if is_pictured and suffix in SIDECAR:
+        kind, about = "sidecar", f"{row['path']}/{member.stem}"
+    name = f"{row['path']}/{member.name or f'(lost at {member.offset})'}"
+    file.seek(member.offset)
+    place = {"container": row["path"], "offset": member.offset, "about": about, "damage": member.damage}
+    return {"label": name, **_file(name, member.size_bytes, row["stamp"], kind, file, **place)}
 
 
 def _contents(kind: str) -> tuple[Edge, ...]:
-    return (Edge("files", columns=("digest", "size_bytes"), unit="unit", where=f"kind = '{kind}'"),)
+    return (Edge("files", columns=("digest", "size_bytes", "damage"), unit="unit", where=f"kind = '{kind}'"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +190,8 @@ class Videos(RowStage):
 
 def _one(row: Row, measure: Any) -> Outcome:
     """Measure one file; a file at fault takes its own place only."""
+    if row.get("damage"):
+        return BadRow(row["damage"])
     try:
         with row["raw"].local() as path:
             found = measure(path)

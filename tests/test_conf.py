@@ -9,8 +9,9 @@ from infra.types import UserError
 from pipelines.cli.compose import CONF, compose, setup
 
 
-def test_every_setting_of_every_stage_is_written_in_conf():
-    made = setup([])
+@pytest.mark.parametrize("pipeline", ["demo", "curate"])
+def test_every_setting_of_every_stage_is_written_in_conf(pipeline):
+    made = setup([f"pipeline={pipeline}"])
     for node in made.graph:
         named = set(made.config.settings.get(node.name, {}))
         assert named == {f.name for f in dataclasses.fields(node.stage)}, node.name

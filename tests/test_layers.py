@@ -15,8 +15,20 @@ def test_import_contracts_hold():
 
 
 def test_planning_imports_nothing_heavy():
-    heavy = ("torch", "ray", "mlflow", "deepspeed", "av", "cv2", "scenedetect", "rapidocr", "transformers", "openai")
-    ours = "pipelines.demo, pipelines.plan, pipelines.cli.main"
+    heavy = (
+        "torch",
+        "ray",
+        "mlflow",
+        "deepspeed",
+        "av",
+        "cv2",
+        "scenedetect",
+        "rapidocr",
+        "transformers",
+        "openai",
+        "rensa",
+    )
+    ours = "pipelines.demo, pipelines.curate, pipelines.plan, pipelines.cli.main"
     code = f"import sys, {ours}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,10 +11,10 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.types import BadRow, TransientError
+from stages.caption.asking import Question, Shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,16 +30,6 @@ _ROW_STATUS = (400, 413, 422)
 """Answers that blame the request: this clip, not the endpoint."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked of the model, the same for every clip."""
-
-    model: str
-    prompt: str
-    max_tokens: int
-    temperature: float
-
-
 def connected(retries: int = _RETRIES, timeout_s: float = _TIMEOUT_S) -> Any:
     """A client, once per worker; it retries connection errors, 408, 409, 429 and 5xx itself, with backoff."""
     import openai
@@ -49,13 +39,25 @@ def connected(retries: int = _RETRIES, timeout_s: float = _TIMEOUT_S) -> Any:
     return openai.OpenAI(max_retries=retries, timeout=timeout_s)
 
 
-def captions(client: Any, question: Question, clips: Sequence[Sequence[np.ndarray] | BadRow]) -> list[str | BadRow]:
-    """One caption, or the reason why there is none, per clip (its pictures, uint8 RGB [H, W, 3]), in order.
+class Endpoint:
+    """A model behind a client; the requests of a batch run at once."""
 
-    TransientError where the endpoint is at fault (after the client's retries): the rows are not.
-    """
-    with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(clips)))) as pool:
-        return list(pool.map(lambda clip: clip if isinstance(clip, BadRow) else _asked(client, question, clip), clips))
+    short_side = SHORT_SIDE
+
+    def __init__(self, client: Any, question: Question) -> None:
+        self._client, self._question = client, question
+
+    def captions(self, shown: Sequence[Shown | BadRow]) -> list[str | BadRow]:
+        """One caption, or the reason why there is none, per clip in order.
+
+        TransientError where the endpoint is at fault (after the client's retries): the rows are not.
+        """
+
+        def asked(one: Shown | BadRow) -> str | BadRow:
+            return one if isinstance(one, BadRow) else _asked(self._client, self._question, one.pictures)
+
+        with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(shown)))) as pool:
+            return list(pool.map(asked, shown))
 
 
 def _asked(client: Any, question: Question, pictures: Sequence[np.ndarray]) -> str | BadRow:

@@ -216,6 +216,11 @@ def clips(corpus_clips: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]
     return [corpus_clips["videos/film_000.mp4"][0], *(corpus_clips[f"stills/still_{n:05d}.png"][0] for n in range(4))]
 
 
+def behind(**patience: Any) -> vlm_endpoint.Endpoint:
+    """The captioner over a client of this patience."""
+    return vlm_endpoint.Endpoint(vlm_endpoint.connected(**patience), Captions(captioner="openai").question())
+
+
 def test_the_endpoint_gets_frames_and_gives_rows(endpoint: Endpoint, clips: list[dict[str, Any]]) -> None:
     stage = Captions(captioner="openai", model="m", num_frames=3)
     rows = stage.process(clips[:2], stage.setup(None))  # type: ignore[arg-type]
@@ -234,7 +239,7 @@ def test_the_endpoint_gets_frames_and_gives_rows(endpoint: Endpoint, clips: list
 def test_a_passing_fault_is_tried_again(endpoint: Endpoint, clips: list[dict[str, Any]]) -> None:
     endpoint.answer = lambda body, number: (503, {}) if number <= 2 else (200, said("late"))
     stage = Captions(captioner="openai")
-    assert stage.process(clips[1:2], vlm_endpoint.connected(retries=3))[0][0]["text"] == "late"
+    assert stage.process(clips[1:2], behind(retries=3))[0][0]["text"] == "late"
     assert len(endpoint.requests) == 3
 
 
@@ -242,14 +247,14 @@ def test_a_passing_fault_is_tried_again(endpoint: Endpoint, clips: list[dict[str
 def test_the_endpoints_fault_is_no_rows(endpoint: Endpoint, clips: list[dict[str, Any]], status: int) -> None:
     endpoint.answer = lambda body, number: (status, {"error": {"message": "no"}})
     with pytest.raises(TransientError, match=str(status)):
-        Captions(captioner="openai").process(clips[1:2], vlm_endpoint.connected(retries=1))
+        Captions(captioner="openai").process(clips[1:2], behind(retries=1))
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch, clips: list[dict[str, Any]]) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "word")
     with pytest.raises(TransientError, match="cannot be reached"):
-        Captions(captioner="openai").process(clips[1:2], vlm_endpoint.connected(retries=0, timeout_s=2))
+        Captions(captioner="openai").process(clips[1:2], behind(retries=0, timeout_s=2))
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(TransientError, match="OPENAI_API_KEY"):
         vlm_endpoint.connected()
@@ -262,7 +267,7 @@ def test_one_rows_fault_takes_its_place_only(endpoint: Endpoint, clips: list[dic
 
     endpoint.answer = answer
     stage = Captions(captioner="openai")
-    client = vlm_endpoint.connected(retries=0)
+    client = behind(retries=0)
     broken = clips[1] | {"media": b"broken"}
     first, second, third = stage.process([clips[0], clips[1], broken], client)
     assert isinstance(first, BadRow) and "too many pictures" in str(first) and "word" not in str(first)
@@ -270,3 +275,37 @@ def test_one_rows_fault_takes_its_place_only(endpoint: Endpoint, clips: list[dic
     for reply in (said(""), said(None, refusal="I cannot"), said("  \n")):
         endpoint.answer = lambda body, number, reply=reply: (200, reply)
         assert isinstance(stage.process(clips[1:2], client)[0], BadRow)
+
+
+def test_a_model_of_transformers_describes_clips_in_one_call(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
+    from stages.caption.vlm_transformers import Local
+    from tests.stages import tiny_models
+
+    folder = tiny_models.vlm(tmp_path / "vlm")
+    stage = Captions(captioner="transformers", model=str(folder), max_tokens=8, num_frames=2)
+    tools = stage.setup(None)  # type: ignore[arg-type]
+    assert isinstance(tools, Local)
+    calls: list[int] = []
+    generate = tools._model.generate
+
+    def counted(**given: Any) -> Any:
+        calls.append(len(given["input_ids"]))
+        return generate(**given)
+
+    tools._model.generate = counted
+    rows = stage.process([clips[0], clips[1] | {"media": b"broken"}, *clips[2:4]], tools)
+    assert calls == [3] and isinstance(rows[1], BadRow)
+    made = [row[0] for row in (rows[0], *rows[2:]) if isinstance(row, list)]
+    assert len(made) == 3 and all(set(row) == set(Captions.schema.names) for row in made)
+    assert len({row["text"] for row in made}) > 1  # it looks at the pictures
+    alone = stage.process([clips[0]], tools)[0]
+    assert alone[0]["text"] == rows[0][0]["text"]  # type: ignore[index]
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert Captions(captioner="transformers", model=str(moved)).model_name() == made[0]["captioner"]
+
+
+def test_short_clips_are_looked_at_more_closely(clips: list[dict[str, Any]]) -> None:
+    stage = Captions(short_clip_s=20.0)
+    (film,), (still,) = stage.process(clips[:2], stage.setup(None))  # type: ignore[arg-type]
+    assert (film["num_frames"], still["num_frames"]) == (12, 1)
+    assert "short_clip_s" not in Captions().settings() and "short_clip_s" in stage.settings()

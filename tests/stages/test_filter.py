@@ -89,7 +89,7 @@ def test_text_against_data_juicers_bounds(shared: Path, tools: Any) -> None:
     means = {}
     for name in ("dj_video1.mp4", "dj_video2.mp4", "dj_video3.mp4"):
         pictures = [p for _, p in media.sampled((shared / "videos" / name).read_bytes(), "video", 0.2, 256)]
-        means[name] = float(np.mean([text_areas.text_area(tools, picture) for picture in pictures]))
+        means[name] = float(np.mean([text_areas.text_area(tools[0], picture) for picture in pictures]))
     assert means["dj_video2.mp4"] > 0.1
     assert max(means["dj_video1.mp4"], means["dj_video3.mp4"]) < 0.1
     assert json.loads((shared / "oracles/datajuicer_video.json").read_text())["ocr_area_ratio"]
@@ -98,8 +98,8 @@ def test_text_against_data_juicers_bounds(shared: Path, tools: Any) -> None:
 def test_text_on_signs_and_none_on_things(shared: Path, tools: Any) -> None:
     written = ("text_japanese.jpg", "text_chinese.jpg", "text_poster_zh.jpg", "page.png", "text_phototest.tif")
     plain = ("dj_cat.jpg", "coins.png", "mdn_plumeria.jpg", "astronaut.png", "horse.png", "retina.jpg", "dj_img1.png")
-    assert min(text_areas.text_area(tools, still(shared / "images" / name)) for name in written) > 0.1
-    assert max(text_areas.text_area(tools, still(shared / "images" / name)) for name in plain) < 0.05
+    assert min(text_areas.text_area(tools[0], still(shared / "images" / name)) for name in written) > 0.1
+    assert max(text_areas.text_area(tools[0], still(shared / "images" / name)) for name in plain) < 0.05
 
 
 def test_small_pictures_need_no_enlarging(corpus: Corpus, tools: Any) -> None:
@@ -108,7 +108,7 @@ def test_small_pictures_need_no_enlarging(corpus: Corpus, tools: Any) -> None:
     )
     picture = still(corpus.raw / name)
     twice = picture.repeat(2, axis=0).repeat(2, axis=1)
-    assert min(text_areas.text_area(tools, picture), text_areas.text_area(tools, twice)) > 0.3
+    assert min(text_areas.text_area(tools[0], picture), text_areas.text_area(tools[0], twice)) > 0.3
 
 
 def test_quality_falls_with_damage(shared: Path) -> None:
