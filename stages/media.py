@@ -112,6 +112,11 @@ def _first_picture_stream(container: InputContainer) -> VideoStream:
     raise BadRow("It holds no video stream.")
 
 
+def rate(fps: float) -> Fraction:
+    """Frames a second as the fraction that encoders and detectors ask for; above 0."""
+    return max(Fraction(fps).limit_denominator(100_000), Fraction(1, 100_000))
+
+
 def pixel_aspect(stream: VideoStream) -> Fraction:
     """Width over height of one stored pixel; 1 where it is not stated or absurd (outside 1/4 to 4)."""
     sar = stream.sample_aspect_ratio
@@ -217,6 +222,11 @@ def sampled(media: bytes, source_kind: str, rate: float, short_side: int) -> Ite
             yield time, picture(frame, *fitted(*upright_size(frame), short_side))
     if not seen:
         raise BadRow("No frame of the clip can be decoded.")
+
+
+def num_caption_frames(duration_s: float) -> int:
+    """How many frames of a clip a captioner looks at: Emu3's 12 of clips under 20 s, its 8 of longer ones."""
+    return 12 if duration_s < 20 else 8
 
 
 def evenly(media: bytes, source_kind: str, num_frames: int, count: int, short_side: int) -> list[np.ndarray]:

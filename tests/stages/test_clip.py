@@ -15,7 +15,8 @@ from PIL import Image
 
 from stages import media
 from stages.base import BadRow
-from stages.clip import Clips, _merged, _parts
+from stages.clip import Clips, _parts
+from stages.cuts import merged
 from tests.stages.conftest import Corpus, raw_row
 
 Rows = Callable[[Path], dict[str, Any]]
@@ -152,11 +153,11 @@ def test_stills_keep_their_bytes_unless_readers_would_differ(tmp_path: Path, sha
 
 
 def test_merging_of_detectors() -> None:
-    assert _merged([30], [(40, 50, 60)], 15, 100) == [30, 50]
-    assert _merged([50], [(40, 55, 70)], 15, 100) == [50]  # a fade's cut yields to a hard cut nearby
-    assert _merged([20, 80], [(20, 50, 80)], 15, 100) == [20, 80]  # a dark scene between hard cuts is no fade
-    assert _merged([], [(0, 4, 8), (90, 95, 99)], 15, 100) == []  # no slivers at the ends
-    assert _merged([0, 100], [], 15, 100) == []
+    assert merged([30], [(40, 50, 60)], 15, 100) == [30, 50]
+    assert merged([50], [(40, 55, 70)], 15, 100) == [50]  # a fade's cut yields to a hard cut nearby
+    assert merged([20, 80], [(20, 50, 80)], 15, 100) == [20, 80]  # a dark scene between hard cuts is no fade
+    assert merged([], [(0, 4, 8), (90, 95, 99)], 15, 100) == []  # no slivers at the ends
+    assert merged([0, 100], [], 15, 100) == []
 
 
 def test_long_scenes_are_cut_evenly() -> None:
