@@ -96,6 +96,8 @@ class Clips(RowStage):
         return [self._clips(row) for row in rows]
 
     def _clips(self, row: Row) -> Outcome:
+        from av.error import FFmpegError
+
         try:
             with row["raw"].local() as path:
                 if row["dataset"] == "images":
@@ -105,10 +107,15 @@ class Clips(RowStage):
                 return list(self._written(row, path, ranges))
         except BadRow as bad:
             return bad
+        except FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            said = error.strerror or "no reason given"
+            return BadRow(f"No clip of it can be written as H.264 ({said}): sides there have 2 to 16384 pixels.")
 
     def cuts(self, path: Path, fps: float) -> tuple[list[int], int]:
         """First frames of the scenes after the first, and the number of frames decoded."""
-        with media.opened(path, threads=cuts.THREADS) as film:
+        with media.opened(path) as film:
             seen = cuts.changes(film)
         count = len(seen.light)
         if not count:

@@ -3,7 +3,7 @@
 PySceneDetect turns each frame into BGR, shrinks it to 256 pixels of width by sampling, and sums differences in numpy:
 together two to three times the price of decoding. Here the planes of Y, U and V are sampled first, and only what is
 left is converted; the sums are OpenCV's. Sampling and conversion are linear, so they may change places: the scores
-are those of PySceneDetect but for rounding (under 0.3 of 255), and what makes cuts of scores is its own code.
+are those of PySceneDetect but for rounding (tests/stages/test_clip.py says how much); its own code makes cuts of them.
 Sampling is also what its thresholds were tuned on; averaging would hide noise that they reckon with, and swscale
 shrinking by itself leaves colour noise in black pictures, whose random hue is taken for cuts.
 """
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _WIDTH = 256
 """PySceneDetect's own working width (DEFAULT_MIN_WIDTH): its thresholds were tuned there."""
-THREADS = 3
-"""Decoder threads: one frame more in flight than cores, for this thread takes its turn between frames."""
 _PLANAR = re.compile(r"yuv(a|j)?4\d\dp(1[0-6]le)?")
 _FULL_RANGE = 2
 _LUMA_OF_RED_AND_BLUE = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593)}
@@ -59,20 +57,47 @@ def changes(film: media.Film) -> Changes:
 
 def cuts(seen: Changes, rate: Fraction, apart: int, threshold: float, fade_threshold: float) -> list[int]:
     """First frames of the scenes after the first. `rate` in 1/s, `apart` in frames, PySceneDetect's thresholds."""
-    import numpy as np
-    from scenedetect import FrameTimecode, ThresholdDetector
+    hard, soft = hard_cuts(seen, rate, apart, threshold), fades(seen, rate, apart, fade_threshold)
+    return merged(hard, soft, apart, len(seen.light))
+
+
+def hard_cuts(seen: Changes, rate: Fraction, apart: int, threshold: float) -> list[int]:
+    """Those of PySceneDetect's content detector, which does no more with its scores than this."""
+    from scenedetect import FrameTimecode
     from scenedetect.detector import FlashFilter
 
-    merging = FlashFilter(mode=FlashFilter.Mode.MERGE, length=apart)  # all that ContentDetector does with its scores
-    dark = ThresholdDetector(threshold=fade_threshold, min_scene_len=apart)
-    hard: list[int] = []
-    fades: list[tuple[int, int, int]] = []
-    for index, (content, light) in enumerate(zip(seen.content, seen.light, strict=True)):
-        now = FrameTimecode(index, rate)
-        hard += [cut.frame_num for cut in merging.filter(now, content >= threshold)]
+    merging = FlashFilter(mode=FlashFilter.Mode.MERGE, length=apart)
+    stamped = ((FrameTimecode(index, rate), score >= threshold) for index, score in enumerate(seen.content))
+    return [cut.frame_num for now, high in stamped for cut in merging.filter(now, high)]
+
+
+def fades(seen: Changes, rate: Fraction, apart: int, threshold: float) -> list[tuple[int, int, int]]:
+    """Those of PySceneDetect's threshold detector: (frame where it became dark, cut, frame where it became light).
+
+    Its cut is half-way, which is off where one scene is brighter than the other and so is dark for a shorter time. Here
+    it is at the centre of the darkness, each frame weighing what it is below the threshold. Where the film begins in
+    the dark there is no scene before, and half-way stands.
+    """
+    import numpy as np
+    from scenedetect import FrameTimecode, ThresholdDetector
+
+    detector = ThresholdDetector(threshold=threshold, min_scene_len=apart)
+    found: list[tuple[int, int, int]] = []
+    for index, light in enumerate(seen.light):
         # The detector asks for the mean of a picture and for nothing else: the mean itself is such a picture.
-        fades += [_fade(cut.frame_num, index) for cut in dark.process_frame(now, np.array([light]))]
-    return merged(hard, fades, apart, len(seen.light))
+        for cut in detector.process_frame(FrameTimecode(index, rate), np.array([light])):
+            dark = max(0, 2 * cut.frame_num - index)  # the cut is half-way
+            centre = dark + _centre(threshold - np.array(seen.light[dark:index])) if dark else cut.frame_num
+            found.append((dark, centre, index))
+    return found
+
+
+def _centre(weights: np.ndarray) -> int:
+    """The place between two frames, named by the later, at which the weights balance."""
+    import numpy as np
+
+    weights = weights.clip(min=1e-9)
+    return round(float((weights * np.arange(len(weights))).sum() / weights.sum()) + 0.5)
 
 
 def _working_size(frame: av.VideoFrame) -> tuple[int, int]:
@@ -110,16 +135,12 @@ def _to_bgr(colorspace: int, full: bool, depth: int) -> np.ndarray:
     linear = np.array([[luma, u, 0.0], [luma, -u * blue / green, -v * red / green], [luma, 0.0, v]])
     # Multiples of 2 ** -10 add up without rounding: what is grey stays grey, and grey has no hue to change.
     linear = np.round(linear * 1024) / 1024
-    shift = -linear @ np.array([black, 128 * one, 128 * one])
+    # Rounded down, as swscale does: half a level matters to a frame at the threshold of black.
+    shift = -linear @ np.array([black, 128 * one, 128 * one]) - 511 / 1024
     return np.column_stack([linear, shift]).astype(np.float32)
 
 
-def _fade(cut: int, light: int) -> tuple[int, int, int]:
-    """A fade as (frame where it became dark, cut, frame where it became light): the cut is half-way."""
-    return 2 * cut - light, cut, light
-
-
-def merged(hard: list[int], fades: list[tuple[int, int, int]], apart: int, count: int) -> list[int]:
+def merged(hard: list[int], soft: list[tuple[int, int, int]], apart: int, count: int) -> list[int]:
     """The union of both detectors' cuts: a fade's cut yields to hard cuts and to the ends of the film.
 
     Hard cuts are exact and stand as PySceneDetect spaced them. A dark stretch that begins or ends with a hard cut
@@ -127,7 +148,7 @@ def merged(hard: list[int], fades: list[tuple[int, int, int]], apart: int, count
     where it is short, so its middle is no cut.
     """
     found = {cut for cut in hard if 0 < cut < count}
-    for dark, cut, light in fades:
+    for dark, cut, light in soft:
         near_edge = any(abs(edge - sharp) <= 2 for edge in (dark, light) for sharp in hard)
         near_other = any(abs(cut - other) < apart for other in (0, count, *found))
         if not near_edge and not near_other:

@@ -86,3 +86,13 @@ def test_the_verdict_on_a_motion_is_the_same_in_every_encoding(
         assert verdict == told, (name, score)
         if told == "kept":
             assert score == pytest.approx(100 * speed, rel=0.15)
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 13), (400, 31), (31, 400), (4000, 16), (12, 12)])
+def test_long_thin_pictures_have_a_flow_and_do_not_end_the_process(width: int, height: int) -> None:
+    motion = Flow()
+    for index in range(3):
+        motion.add(
+            index / 8, np.roll(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8), index, 1)
+        )
+    assert motion.score() is not None
