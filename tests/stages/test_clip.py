@@ -103,6 +103,25 @@ def test_frames_are_exact(shared: Path, video_row: Rows) -> None:
             assert int(away.argmin()) == index
 
 
+def test_each_frame_of_each_clip_is_the_sources(corpus: Corpus, video_row: Rows) -> None:
+    """35 dB and more, which neither neighbour reaches: boundaries are exact to the frame (W7)."""
+    path = corpus.raw / "videos/film_000.mp4"
+    source = np.stack([picture for _, picture in decoded(path)]).astype(np.float32)
+    clips = Clips(max_clip_s=1.1).process([video_row(path)], None)[0]
+    assert [clip["start_frame"] for clip in clips[1:]] == [clip["end_frame"] for clip in clips[:-1]]
+    assert clips[0]["start_frame"] == 0 and clips[-1]["end_frame"] == len(source) and len(clips) > 5
+
+    def psnr(picture: np.ndarray, index: int) -> float:
+        return 10 * np.log10(255**2 / np.square(source[index] - picture).mean())
+
+    for clip in clips:
+        pictures = [picture for _, picture in decoded(clip["media"])]
+        assert len(pictures) == clip["num_frames"]
+        for index, picture in enumerate(pictures, clip["start_frame"]):
+            near = {at: psnr(picture, at) for at in range(max(0, index - 1), min(len(source), index + 2))}
+            assert near[index] == max(near.values()) and near[index] > 35, (index, near)
+
+
 def test_a_clip_says_what_it_is(shared: Path, video_row: Rows) -> None:
     clips = Clips().process([video_row(shared / "videos/bikes.mp4")], None)[0]
     assert ranges(clips) == [(0, 30), (30, 76), (76, 137), (137, 187), (187, 242), (242, 250)]
@@ -200,6 +219,17 @@ def test_merging_of_detectors() -> None:
     assert cuts.merged([20, 80], [(20, 50, 80)], 15, 100) == [20, 80]  # a dark scene between hard cuts is no fade
     assert cuts.merged([], [(0, 4, 8), (90, 95, 99)], 15, 100) == []  # no slivers at the ends
     assert cuts.merged([0, 100], [], 15, 100) == []
+
+
+def test_sub_clips_have_10_to_20_s_and_shorter_scenes_stay_whole() -> None:
+    longest = Clips().max_clip_s * 24
+    for num_frames in range(1, 24 * 90):
+        lengths = [end - start for start, end in _parts([0, num_frames], longest)]
+        assert sum(lengths) == num_frames and max(lengths) - min(lengths) <= 1
+        if num_frames <= 20 * 24:
+            assert len(lengths) == 1
+        else:
+            assert min(lengths) >= 10 * 24 and max(lengths) <= 20 * 24
 
 
 def test_long_scenes_are_cut_evenly() -> None:
