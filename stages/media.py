@@ -25,13 +25,19 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from PIL import Image
 
-THREADS = 2
-"""Decoder threads. More gain little on frames of training size, and workers share a machine."""
+THREADS = 3
+"""Decoder threads: one frame more in flight than there are cores on a small machine, for whoever takes the frames
+takes its turn between them. More gain little on frames of training size, and workers share a machine."""
 
 # Demuxers a source may use. Playlists (hls, concat) are left out on purpose: a text file that names other files
 # or addresses would make the decoder read them.
 _FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,gif,flv,asf,ogg,ivf,h264,hevc,mxf,mjpeg,dv,swf,rm,nut"
-_READ_ONLY = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,pipe"}
+MAX_PIXELS = 8192 * 4608
+"""Largest picture of a film that is decoded: a damaged header may claim one that fills the memory."""
+_READ_ONLY = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,pipe", "max_pixels": str(MAX_PIXELS)}
+_COLOUR_SPACES, _UNSPECIFIED = frozenset((0, 1, 2, 4, 5, 6, 7, 9)), 2
+"""Those (AVColorSpace) that swscale converts from; it refuses the others, so they are taken for unspecified."""
+_DRAFT = {"skip_loop_filter": "all"}
 
 
 @dataclass
@@ -43,13 +49,23 @@ class Film:
     broken: str | None = field(default=None, init=False)
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """Decoded frames in order of display, up to the end or to the first error (see `broken`)."""
+        """Decoded frames in order of display, up to the end or to the first error (see `broken`).
+
+        What the decoder still holds when a packet is at fault comes too: how much that is depends on its threads, and
+        the number of frames must not.
+        """
         from av.error import FFmpegError
 
-        try:
-            yield from self.container.decode(self.stream)
-        except (FFmpegError, OSError) as error:
-            self.broken = getattr(error, "strerror", None) or str(error)
+        for decode in (lambda: self.container.decode(self.stream), lambda: self.stream.codec_context.decode(None)):
+            try:
+                for frame in decode():
+                    if frame.colorspace not in _COLOUR_SPACES:
+                        frame.colorspace = _UNSPECIFIED
+                    yield frame
+            except (FFmpegError, OSError) as error:
+                self.broken = self.broken or getattr(error, "strerror", None) or str(error)
+            if not self.broken:
+                return
 
     def ticks(self, frame: av.VideoFrame) -> int | None:
         """The frame's time stamp in the stream's time base, None where it has none.
@@ -82,7 +98,10 @@ def opened(
     if isinstance(source, Path) and source.stat().st_size == 0:
         raise BadRow("The file is empty (0 bytes): copy it again from where it came.")
     try:
-        container: Any = av.open(str(source) if isinstance(source, Path) else source, options=dict(_READ_ONLY))
+        # Titles may be in any encoding, and nobody here reads them.
+        container: Any = av.open(
+            str(source) if isinstance(source, Path) else source, options=dict(_READ_ONLY), metadata_errors="replace"
+        )
     except (FFmpegError, OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise BadRow(
@@ -91,9 +110,11 @@ def opened(
     with container:
         stream = _first_picture_stream(container)
         stream.thread_type = "AUTO"
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            raise BadRow(f"Its pictures are said to be {width} x {height}: at most {MAX_PIXELS} pixels are decoded.")
         stream.codec_context.thread_count = threads
-        if draft:
-            stream.codec_context.options = {"skip_loop_filter": "all"}
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)} | (_DRAFT if draft else {})
         yield Film(container, stream)
 
 
@@ -110,6 +131,11 @@ def _first_picture_stream(container: InputContainer) -> VideoStream:
     if container.streams.audio:
         raise BadRow("It holds sound but no video stream.")
     raise BadRow("It holds no video stream.")
+
+
+def rate(fps: float) -> Fraction:
+    """Frames a second as the fraction that encoders and detectors ask for; above 0."""
+    return max(Fraction(fps).limit_denominator(100_000), Fraction(1, 100_000))
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
@@ -153,7 +179,8 @@ def loaded(source: Path | bytes) -> Image.Image:
     if isinstance(source, Path) and source.stat().st_size == 0:
         raise BadRow("The file is empty (0 bytes): copy it again from where it came.")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        # From memory, not from the file: a damaged length there makes Pillow ask for that much memory at once.
+        with Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())) as image:
             image.load()
             kind = image.format
             upright = ImageOps.exif_transpose(image)
@@ -217,6 +244,11 @@ def sampled(media: bytes, source_kind: str, rate: float, short_side: int) -> Ite
             yield time, picture(frame, *fitted(*upright_size(frame), short_side))
     if not seen:
         raise BadRow("No frame of the clip can be decoded.")
+
+
+def num_caption_frames(duration_s: float) -> int:
+    """How many frames of a clip a captioner looks at: Emu3's 12 of clips under 20 s, its 8 of longer ones."""
+    return 12 if duration_s < 20 else 8
 
 
 def evenly(media: bytes, source_kind: str, num_frames: int, count: int, short_side: int) -> list[np.ndarray]:

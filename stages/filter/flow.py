@@ -9,10 +9,11 @@ if TYPE_CHECKING:
 
 SHORT_SIDE = 128
 """Flow is measured at this short side (pixels), never enlarged."""
+_LEAST_SIDE, _SMALLEST = 32, 12
+"""DIS with patches of 8 pixels at a quarter of the size crashes the process on long pictures with a shorter side than
+the first (OpenCV 5.0); they are enlarged to it. Under the second there is nothing to follow."""
 _DARK = 6
 """Level of green (0 to 255) under which the median pixel is black: nothing to follow in a frame faded out."""
-
-
 _CHANGED = 4
 """A pixel has changed where the pictures, smoothed over 5 x 5, differ by more levels (of 255): sensor noise of 1.5
 levels and the flicker of compression stay below."""
@@ -42,12 +43,17 @@ class Flow:
         import cv2
         import numpy as np
 
+        if min(picture.shape[:2]) < _SMALLEST:
+            return
         scale = min(1.0, SHORT_SIDE / min(picture.shape[:2]))
         if scale < 1:
             picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        elif min(picture.shape[:2]) < _LEAST_SIDE:
+            scale = _LEAST_SIDE / min(picture.shape[:2])
+            picture = cv2.resize(picture, None, fx=scale, fy=scale)
         level = float(np.median(picture[..., 1]))
         before, self._before = self._before, (time, picture, level)
-        if before is None or time <= before[0] or min(picture.shape[:2]) < 12:
+        if before is None or time <= before[0]:
             return
         if min(level, before[2]) < _DARK and max(level, before[2]) >= _DARK:
             return
