@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/plait run
 
+# two processes: most of the tests wait for processes that they start, kill and start again
 test: .venv/.tested
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # the part of the tests that starts no Ray: under a minute
 FAST := tests/infra tests/models tests/pipelines/test_key.py tests/test_conf.py tests/test_layers.py

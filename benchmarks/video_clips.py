@@ -5,8 +5,8 @@
 Clips of 2 seconds. The ffmpeg is the system's, `--ffmpeg`, or that of the package imageio-ffmpeg. Two peers: with
 plait's own x264 settings, and as Panda-70M calls it (`-ss START -t LENGTH -i FILM`, ffmpeg's default settings).
 
-The limit with equal settings: x264, the same in both, takes 89 to 97 % of plait's time (printed at the end); what ffmpeg pays
-beside it, and plait does not, is the start of a process and the way from the last key frame, once a clip.
+The limit with equal settings: x264, the same in both, takes 89 to 97 % of plait's time (printed at the end); what
+ffmpeg pays beside it, and plait does not, is the start of a process and the way from the last key frame, once a clip.
 """
 
 from __future__ import annotations
