@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from infra.folder_bucket import LocalBucket
 from infra.types import Snapshot
+from pipelines.ask import Ask
 from pipelines.graph import Graph, Node, Placement
-from pipelines.plan import Ask, Planner
+from pipelines.plan import Planner
 from pipelines.run import Result, Runner, Services
 from pipelines.standing import Standing
 from stages.base import Edge, Outcome, Row, RowStage

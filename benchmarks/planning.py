@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import machine
-from infra.store import digest_of
+from infra.digests import digest_of
 from infra.types import Snapshot
 from pipelines import rest
 from pipelines.units import Base, compare

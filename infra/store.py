@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 os.environ.setdefault("LANCE_LOG", "error")
@@ -22,13 +23,13 @@ import pyarrow as pa
 from lance.fragment import write_fragments
 
 from infra.bucket import Bucket
+from infra.digests import digest_of, key_words, num_distinct
 from infra.types import RunError, Snapshot, UserError
 from infra.world import is_lost_put, wait
 
 KEY = pa.field("key", pa.binary(16))
 PARENTS = pa.field("parents", pa.list_(pa.binary(16)))
 LABEL = pa.field("label", pa.string())
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MAX_ROWS_PER_FILE = 1 << 20
 LIST_FROM_FILES = 256
 """From so many files on, one listing of a thousand objects a request costs less than a request for each."""
@@ -87,57 +88,6 @@ def values_of(column: pa.ChunkedArray) -> list[Any]:
         return column.to_pylist()
     data = key_words(column).tobytes()
     return [data[at : at + 16] for at in range(0, len(data), 16)]
-
-
-def sum_of_digests(digests: Iterable[str]) -> str:
-    """The digest of all rows together: digests add up mod 2^128."""
-    return f"{sum(int(d, 16) for d in digests) % (1 << 128):032x}"
-
-
-def difference_of_digests(whole: str, part: str) -> str:
-    """The digest of what is left of the whole without a part."""
-    return f"{(int(whole, 16) - int(part, 16)) % (1 << 128):032x}"
-
-
-def digest_of(keys: pa.ChunkedArray | pa.Array) -> str:
-    """Sum mod 2^128 of H(key), as 32 hex digits: additive, independent of order (ARCHITECTURE, "Snapshot").
-
-    The keys are themselves uniform hashes, so H is a fixed 64-bit mixer on both halves (splitmix64's finaliser).
-    """
-    words = key_words(keys)
-    low, high = words[:, 0], words[:, 1]
-    # the constant keeps the all-zero key from being a fixed point of the mixer
-    mixed = [_mix(low ^ _mix(high + GOLDEN)), _mix(high ^ _mix(low + GOLDEN))]
-    total = 0
-    for shift, word in zip((0, 64), mixed, strict=True):
-        parts = (word & np.uint64(0xFFFFFFFF), word >> np.uint64(32))
-        total += sum(int(p.sum(dtype=np.uint64)) << (shift + 32 * i) for i, p in enumerate(parts))
-    return f"{total % (1 << 128):032x}"
-
-
-def key_words(keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Keys as a (N, 2) array of little-endian 64-bit words, without a Python object per key."""
-    chunks = keys.chunks if isinstance(keys, pa.ChunkedArray) else [keys]
-    parts = []
-    for chunk in chunks:
-        buffer = chunk.buffers()[1]
-        if buffer is not None and len(chunk):
-            words = np.frombuffer(buffer, dtype="<u8")[chunk.offset * 2 : (chunk.offset + len(chunk)) * 2]
-            parts.append(words.reshape(-1, 2))
-    return np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.uint64)
-
-
-def num_distinct(keys: pa.ChunkedArray | pa.Array) -> int:
-    """How many different keys: sorted by one half (fast), and compared whole only where that leaves a doubt."""
-    first = np.sort(key_words(keys)[:, 0])
-    return len(keys.unique()) if np.any(first[1:] == first[:-1]) else len(first)
-
-
-def _mix(word: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return word ^ (word >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -306,13 +256,21 @@ class SnapshotReader:
         self.snapshot = snapshot
         self.positions = positions
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without the opened dataset."""
+        return {k: v for k, v in self.__dict__.items() if k != "_store"}
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.bucket)
+
     def __len__(self) -> int:
         return self.snapshot.rows if self.positions is None else len(self.positions)
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """The rows at these positions, in the order asked for; blob columns as bytes."""
         at = [int(r) if self.positions is None else int(self.positions[r]) for r in rows]
-        return Store(self.bucket).take(self.snapshot, at, columns)
+        return self._store.take(self.snapshot, at, columns)
 
     def scan(self, columns: Sequence[str], batch_rows: int = 1024) -> Iterator[pa.RecordBatch]:
         """All rows, batch by batch."""

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from infra.bucket import Bucket
+from infra.digests import digest_of
 from infra.ledger import Ledger, snapshot_of
 from infra.listing import list_source
-from infra.store import Store, digest_of
+from infra.store import Store
 from infra.types import Snapshot, UserError
 from pipelines import rest
+from pipelines.ask import Ask
 from pipelines.graph import Graph, Node
 from pipelines.key import code_digest, hash16, materialisation_key, recipe_digest, recipe_tree
 from pipelines.units import Base, Difference, Units, compare, edge_units, first_parents, flat
@@ -31,41 +33,6 @@ pc: Any = pyarrow.compute  # its functions are made at import: no type checker s
 
 LISTING = "listing"
 MAX_BASES = 4
-DEFAULT_LAG = 2
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a person asked for, beside the configuration."""
-
-    only: str | None = None
-    start: str | None = None
-    to: str | None = None
-    force: bool = False
-    limit: int | None = None
-    refresh: tuple[str, ...] = ()
-    retry_quarantined: bool = False
-    wave: int | None = None
-    """Stream the input through the graph, so many files at a time."""
-    lag: int = DEFAULT_LAG
-    """Finished waves of a stage that may wait for the slowest stage that reads it."""
-    rows_only: bool = False
-    """Leave the job stages as they stand (for `plait forget`)."""
-
-    def selected(self, graph: Graph) -> set[str]:
-        """The stages that may run."""
-        names = {graph.node(self.only).name} if self.only else set(graph.names)
-        if self.start:
-            names &= graph.downstream_of(self.start)
-        if self.to:
-            names &= graph.upstream_of(graph.node(self.to).name)
-        for name in self.refresh:
-            graph.node(name)
-        if not names:
-            raise UserError("nothing lies between the stages asked for: --from must come before --to")
-        if self.rows_only:
-            names &= {node.name for node in graph if isinstance(node.stage, RowStage)}
-        return names
 
 
 @dataclass

@@ -11,10 +11,11 @@ import pyarrow.compute
 
 from infra import commits
 from infra.allot import Size
+from infra.digests import difference_of_digests, digest_of, num_distinct, sum_of_digests
 from infra.faults import crash_point
 from infra.lane import Share, Todo
 from infra.ledger import Folder
-from infra.store import IO_THREADS, difference_of_digests, digest_of, num_distinct, sum_of_digests
+from infra.store import IO_THREADS
 from infra.types import RunError, Snapshot
 from pipelines import rest, shards
 from pipelines.merge import merged

@@ -17,9 +17,10 @@ from infra.runs import OpenRun
 from infra.types import PlaitError, Snapshot, now_utc
 from infra.world import world_failed
 from pipelines import waves
+from pipelines.ask import Ask
 from pipelines.graph import Node
 from pipelines.materialise import materialise, reselect
-from pipelines.plan import Ask, Planner
+from pipelines.plan import Planner
 from pipelines.publish import Site
 from pipelines.report import COUNTS, entry
 from pipelines.tell import Cards, Teller

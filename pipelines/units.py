@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from infra.store import Store, digest_of
+from infra.digests import digest_of
+from infra.store import Store
 from infra.types import Snapshot
 from pipelines.graph import Select
 from stages.base import Edge

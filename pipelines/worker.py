@@ -16,9 +16,10 @@ from infra.actors import Failure
 from infra.blame import Task
 from infra.bucket import Bucket
 from infra.checkpoints import download
+from infra.digests import digest_of
 from infra.ledger import Folder
 from infra.listing import SourceFile
-from infra.store import Store, digest_of, table_of, to_table, values_of
+from infra.store import Store, table_of, to_table, values_of
 from infra.traces import error_class, trace_digest
 from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
 from pipelines.key import RowKeys

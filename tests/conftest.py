@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from infra.folder_bucket import LocalBucket
+from pipelines.ask import Ask
 from pipelines.config import config_of
-from pipelines.plan import Ask, Planner
+from pipelines.plan import Planner
 from pipelines.run import Result, Runner, Services
 from tests import toy
 

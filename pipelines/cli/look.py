@@ -96,8 +96,9 @@ def why(arguments: Sequence[str], row: str | None, as_json: bool) -> None:
 
 
 def _why_stage(stage: str, overrides: Sequence[str], as_json: bool) -> None:
+    from pipelines.ask import Ask
     from pipelines.cli.compose import setup, source_of
-    from pipelines.plan import Ask, Planner
+    from pipelines.plan import Planner
 
     made = setup(overrides)
     made.graph.node(stage)

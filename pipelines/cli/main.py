@@ -12,8 +12,8 @@ from typing import Annotated, cast
 import typer
 
 from infra.types import PlaitError, UserError
+from pipelines.ask import DEFAULT_LAG
 from pipelines.cli import going, look, work
-from pipelines.plan import DEFAULT_LAG
 
 app = typer.Typer(
     add_completion=False,

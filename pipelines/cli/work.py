@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from infra.types import PlaitError, UserError, without_secrets
+from pipelines.ask import DEFAULT_LAG, Ask
 from pipelines.cli import show
 from pipelines.cli.going import stopped_by_signals
-from pipelines.plan import DEFAULT_LAG, Ask
 
 
 def ask(
@@ -157,7 +157,8 @@ def _services(made: Any, source: Any, progress: Any) -> Any:
 
     command = without_secrets(shlex.join(["plait", *sys.argv[1:]]))
     again = f"run `{command}` again"
-    return Services(made.root, source, ray, lambda: _tracker(made), _cards, progress, again)
+    can_grow = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    return Services(made.root, source, ray, lambda: _tracker(made), _cards, progress, again, can_grow)
 
 
 def _tracker(made: Any) -> Any:

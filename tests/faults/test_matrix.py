@@ -13,7 +13,7 @@ import pytest
 from infra.folder_bucket import LocalBucket
 from infra.types import RunError
 from pipelines import gc
-from pipelines.plan import Ask
+from pipelines.ask import Ask
 from pipelines.standing import Standing
 from tests.conftest import Toy, plait
 from tests.faults import shapes

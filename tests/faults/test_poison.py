@@ -3,7 +3,7 @@
 import pytest
 
 from infra.types import RunError
-from pipelines.plan import Ask
+from pipelines.ask import Ask
 from pipelines.standing import Standing
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import commits, compact
+from infra.digests import digest_of
 from infra.folder_bucket import LocalBucket
-from infra.store import Store, check_clauses, digest_of
+from infra.store import Store, check_clauses
 from infra.types import RunError, UserError
 from stages.base import blob
 

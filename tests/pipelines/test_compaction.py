@@ -1,8 +1,8 @@
 """Fewer files, same rows: keys, parents and digests stay, nothing goes stale, and readers and lineage go on."""
 
 from pipelines import compaction, gc
+from pipelines.ask import Ask
 from pipelines.lineage import Lineage
-from pipelines.plan import Ask
 from pipelines.standing import Standing
 from pipelines.target import Finder
 

@@ -6,7 +6,7 @@ import pytest
 
 from infra.types import UserError
 from pipelines import forget, gc
-from pipelines.plan import Ask
+from pipelines.ask import Ask
 from pipelines.standing import Standing
 
 SECRET = "xyzzyplugh"

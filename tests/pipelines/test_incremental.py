@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from infra.types import UserError
-from pipelines.plan import Ask
+from pipelines.ask import Ask
 from pipelines.standing import Standing
 from tests.infra.test_listing import strew
 

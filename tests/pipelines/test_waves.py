@@ -6,7 +6,7 @@ import time
 import pytest
 
 from infra.types import RunError, Snapshot
-from pipelines.plan import Ask
+from pipelines.ask import Ask
 from pipelines.standing import Standing
 from pipelines.waves import Brought, Flood, cut, standing_still, streamed
 from tests import toy as toy_pipeline
