@@ -88,7 +88,7 @@ def test_every_path_of_curation_gives_what_was_planted(made):
     assert told == {"a told picture", "a place", "a scene"}
     copies = [row["label"] for row in rows_of(folder, "distinct", ["label", "duplicate_of"]) if row["duplicate_of"]]
     assert copies == ["copy.jpg"]  # before and after differ in colour: both are kept
-    captioned = {row["label"].split("[")[0] for row in rows_of(folder, "captions", ["label"])}
+    captioned = {row["label"].partition(" [")[0] for row in rows_of(folder, "captions", ["label"])}
     assert "s.tar/a.png" in captioned and "film.mp4" in captioned and "fast.mp4" not in captioned
     (edit,) = rows_of(folder, "edits", ["text", "changed", "label"])
     assert edit["text"] and edit["label"].count("before.png") == edit["label"].count("after.png") == 1
