@@ -279,6 +279,7 @@ def _kept(store: Store, snapshot: Snapshot) -> dict[bytes, tuple[str, str]]:
     column = next((n for n in ("text", "label") if n in names), "label")
     where = "passes and duplicate_of is null" if "duplicate_of" in names else None
     table = store.scan(snapshot, ["parents", column], where)
+    table = table.filter(pc.greater(pc.list_value_length(table["parents"]), 0))  # a checkpoint has no parents
     parents = pc.list_element(table["parents"].combine_chunks(), 0) if len(table) else pa.array([], pa.binary(16))
     return {key: (said or "", INK) for key, said in zip(parents.to_pylist(), table[column].to_pylist(), strict=True)}
 

@@ -230,9 +230,9 @@ class Store:
         """Pin a version against clean-up; a tag that exists already points there."""
         dataset = self.open(snapshot)
         for attempt in range(TAG_TRIES):
-            if name in dataset.tags.list():
-                return
             try:
+                if name in dataset.tags.list():
+                    return
                 dataset.tags.create(name, snapshot.version)
             except OSError as error:
                 if not is_lost_put(error):

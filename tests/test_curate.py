@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
 
 
 def rows_of(folder: Path, dataset: str, columns: list[str]) -> list[dict]:
-    from infra.bucket import LocalBucket
+    from infra.folder_bucket import LocalBucket
     from pipelines.standing import Standing
 
     standing = Standing(LocalBucket(folder / "data"))
@@ -101,7 +101,7 @@ def test_every_path_of_curation_gives_what_was_planted(made):
 
 def test_the_cards_show_reasons_thresholds_and_what_was_dropped(made):
     from dashboards.cards import cards_of, thresholds_of
-    from infra.bucket import LocalBucket
+    from infra.folder_bucket import LocalBucket
     from infra.ledger import snapshot_of
     from pipelines.standing import Standing
 

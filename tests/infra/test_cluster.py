@@ -2,10 +2,12 @@
 
 import http.server
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -43,9 +45,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
+def head():
     """`ray start --head` on loopback, asking for a token; its address."""
-    home = tmp_path_factory.mktemp("home")
+    home = Path(tempfile.mkdtemp(prefix="plait-"))  # short: the kernel allows 107 bytes for a socket's name
     port = free_port()
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--num-cpus=2", "--disable-usage-stats"]
@@ -62,6 +64,7 @@ def head(tmp_path_factory):
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def joined(address: str, home: Path, **more: str) -> tuple[str, float]:

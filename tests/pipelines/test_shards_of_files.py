@@ -8,6 +8,7 @@ import tarfile
 from pipelines import forget
 from pipelines.lineage import Lineage
 from pipelines.standing import Standing
+from pipelines.target import Finder
 
 
 def write_shard(toy, name: str, contents: dict[str, str], keep_bytes: int | None = None) -> None:
@@ -30,9 +31,9 @@ def test_members_are_read_traced_moved_and_forgotten_like_files(make_toy):
     assert {row["text"] for row in toy.rows("texts", ["text"])} == {"alone", "first words", "second here"}
     assert run["texts"]["quarantined"] == 1
     standing = Standing(toy.root)
-    up = Lineage(standing).up(Lineage(standing).find(toy.rows("words", ["key"])[0]["key"].hex()))
+    up = Lineage(standing).up(Finder(standing).find(toy.rows("words", ["key"])[0]["key"].hex()))
     assert any(node["kind"] == "file" for node in up.nodes.values())
-    down = Lineage(standing).down(Lineage(standing).find("s.tar/b.txt"))
+    down = Lineage(standing).down(Finder(standing).find("s.tar/b.txt"))
     assert {n["label"] for n in down.nodes.values() if n["label"].startswith("words: ")} == {
         "words: second",
         "words: here",

@@ -56,7 +56,7 @@ def test_every_real_video_is_accounted_for(shared: Path) -> None:
     assert "empty" in bad["zero_byte.webm"] and "cannot be opened" in bad["truncated_no_moov.mp4"]
     assert rows["truncated_60pct.mp4"]["num_frames"] == 90
     assert rows["truncated_60pct.mp4"]["warning"] == "the header claims 150 frames, 90 could be decoded"
-    assert rows["corrupted.mp4"]["num_frames"] == 28 and "stops after 28" in rows["corrupted.mp4"]["warning"]
+    assert rows["corrupted.mp4"]["num_frames"] == 32 and "stops after 32" in rows["corrupted.mp4"]["warning"]
     assert rows["truncated_50pct.webm"]["num_frames"] == 97 and rows["truncated_50pct.webm"]["warning"]
     warned = {name for name, row in rows.items() if row["warning"]}
     assert warned == {"truncated_60pct.mp4", "corrupted.mp4", "truncated_50pct.webm"}
