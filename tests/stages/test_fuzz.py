@@ -21,7 +21,7 @@ NUM_FILES = 360
 PATIENCE_S = 40.0
 """A file takes a tenth of a second; this is a hang, on a busy machine too."""
 RESIDENT_BYTES = 2 << 30
-"""Of the process over all files: decoders keep several pictures of up to 64 million pixels in flight."""
+"""Of the process over all files: decoders keep several pictures of up to 38 million pixels in flight."""
 GOOD: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264.mp4": ("libx264", "yuv420p", {"g": "8", "x264-params": "log-level=none"}),
     "h264.mkv": ("libx264", "yuv420p", {"x264-params": "log-level=none"}),
