@@ -19,7 +19,7 @@ from infra.types import Snapshot
 SMALL_BYTES = 64 << 20
 GROUP_BYTES = 256 << 20
 GROUP_ROWS = 1 << 20
-FEW_FRAGMENTS = 64
+FEW_FRAGMENTS = 256
 """So many small fragments stay as they are: one request each costs less than writing them again."""
 BATCH_ROWS = 8192
 BLOB_BATCH_ROWS = 32

@@ -68,14 +68,15 @@ def default_rows(stage: Stage, graph: Graph, num_units: int) -> int:
     """Units per shard where the placement says nothing.
 
     A shard costs about 5 ms beside its rows, and is the most that a crash costs each worker: so from 64 units on
-    about 256 shards, of up to 4,096 units each, and of more only where there would be over 10,000 fragments to
-    commit. Where media pass through the worker it stays at 64, since a shard is held in memory.
+    about 200 shards (few enough to be committed unmerged), of up to 8,192 units each, and of more only where there
+    would be over 10,000 fragments to commit. Where media pass through the worker it stays at 64, since a shard is
+    held in memory.
     """
     read = {name: graph.node(edge.dataset).stage.schema for edge in stage.inputs for name in edge.columns}
     fields = [*stage.schema, *(schema.field(name) for name, schema in read.items() if name in schema.names)]
     if getattr(stage, "reads_raw", False) or any(is_blob(field) for field in fields):
         return MIN_ROWS
-    return max(MIN_ROWS, min(4096, num_units // 256), num_units // MAX_SHARDS)
+    return max(MIN_ROWS, min(8192, num_units // 200), num_units // MAX_SHARDS)
 
 
 def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int) -> bytes:

@@ -112,6 +112,17 @@ def test_a_driver_killed_between_merging_fragments_and_committing_them_merges_ag
 
 
 @pytest.mark.slow
+def test_a_run_in_waves_killed_between_two_waves_ends_where_an_undisturbed_run_in_one_go_ends(tmp_path, undisturbed):
+    write_source(tmp_path)
+    killed = plait("run", "--wave", "2", *TOY, cwd=tmp_path, env={"PLAIT_CRASH_AT": "lengths:committed"})
+    assert killed.returncode == -signal.SIGKILL
+    done = plait("run", "--wave", "2", *TOY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == undisturbed[0]
+    assert plait("run", *TOY, cwd=tmp_path).stdout.rstrip().endswith("Nothing to do: everything is fresh.")
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_rows_and_redoes_no_finished_shard(tmp_path, undisturbed):
     write_source(tmp_path)
     calls = tmp_path / "calls"

@@ -144,12 +144,12 @@ PLAIN = pa.schema([pa.field("x", pa.int64()), pa.field("tags", pa.list_(pa.strin
 
 
 def test_many_small_staged_fragments_are_merged_into_few_before_the_commit(store):
-    made = [{**row, "tags": ["a", str(row["x"])]} for row in rows(0, 140)]
-    staged = [f for i in range(0, 140, 2) for f in store.stage("d", made[i : i + 2], PLAIN).fragments]
+    made = [{**row, "tags": ["a", str(row["x"])]} for row in rows(0, 520)]
+    staged = [f for i in range(0, 520, 2) for f in store.stage("d", made[i : i + 2], PLAIN).fragments]
     groups = compact.groups(staged, PLAIN)
-    assert [len(g) for g in groups] == [70]
+    assert [len(g) for g in groups] == [260]
     merged = compact.merge_staged(store, "d", groups[0], PLAIN)
-    assert (len(merged.fragments), merged.rows) == (1, 140)
+    assert (len(merged.fragments), merged.rows) == (1, 520)
     version = commits.publish_full(store, "d", PLAIN, list(merged.fragments), "one", 0)
     snapshot = store.snapshot("d", version)
     names = ["key", "parents", "label", "x", "tags"]

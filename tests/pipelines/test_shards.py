@@ -14,7 +14,7 @@ GRAPH = Graph("g", tuple(Node(s) for s in (Files(), Videos(), Images(), Texts(),
 
 @pytest.mark.parametrize(
     ("num_units", "size"),
-    [(10, 64), (16_384, 64), (65_536, 256), (1_000_000, 3906), (10_000_000, 4096), (10**9, 100_000)],
+    [(10, 64), (12_800, 64), (65_536, 327), (1_000_000, 5000), (10_000_000, 8192), (10**9, 100_000)],
 )
 def test_a_stage_of_any_size_has_at_most_ten_thousand_shards(num_units, size):
     assert default_rows(Words(), GRAPH, num_units) == size
