@@ -156,7 +156,7 @@ class Runner:
         still = waves.standing_still(self.planner)
         nodes = waves.streamed(self.planner.graph, still)
         cut = waves.cut(self.planner.num_listed(), num_files)
-        flood = waves.Flood(nodes, self.planner.graph, cut, self.ask.lag, still, self._bring)
+        flood = waves.Flood(nodes, self.planner.graph, cut, self.ask.lag, still, self._bring, self.services.stop_actors)
         computed: Counter[str] = Counter()
         seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -170,11 +170,7 @@ class Runner:
                 kept = max(0, (found.get("rows_in") or 0) - total)
                 self._record(replace(brought, state=state, computed=total, kept=kept, seconds=seconds[name]))
 
-        try:
-            flood.run(ended)
-        except BaseException as error:
-            self.services.stop_actors(error)
-            raise
+        flood.run(ended)
 
     def _bring(self, node: Node, wave: Wave | None, current: Mapping[str, Snapshot | None]) -> Brought:
         """Plan one stage over what stands, and materialise it where it is stale. May run in a thread of its own."""

@@ -96,29 +96,39 @@ class Flood:
     lag: int
     still: Mapping[str, Snapshot]
     bring: Bring
+    stop: Callable[[BaseException], None]
+    """Ends what works in the threads, with that error."""
     reached: dict[str, int] = field(default_factory=dict)
     """Waves that a stage has done."""
     at: dict[tuple[str, int], Snapshot | None] = field(default_factory=dict)
     working: dict[Future[Brought], tuple[Node, Wave]] = field(default_factory=dict)
 
     def run(self, ended: Callable[[Brought, Wave], None]) -> None:
-        """Every streamed stage through every wave; `ended` is told of each. The first error goes up at once."""
+        """Every streamed stage through every wave; `ended` is told of each. The first error stops the others too."""
         self.reached = {node.name: 0 for node in self.nodes}
         with ThreadPoolExecutor(len(self.nodes), "wave") as threads:
-            while True:
-                for node in self.nodes:
-                    if (wave := self._next(node)) is not None:
-                        inputs = {n: self._input(n, wave) for n in self.graph.inputs_of(node.name)}
-                        self.working[threads.submit(self.bring, node, wave, self._listings() | inputs)] = node, wave
-                if not self.working:
-                    return
-                for future in wait(self.working, return_when=FIRST_COMPLETED).done:
-                    node, wave = self.working.pop(future)
-                    brought = future.result()
-                    self.at[node.name, wave.number] = brought.snapshot
-                    self.reached[node.name] = wave.number
-                    self._forget(node.name)
-                    ended(brought, wave)
+            try:
+                while self._start(threads):
+                    for future in wait(self.working, return_when=FIRST_COMPLETED).done:
+                        node, wave = self.working.pop(future)
+                        self._reach(node, wave, future.result(), ended)
+            except BaseException as error:
+                self.stop(error)  # before the threads are waited for
+                raise
+
+    def _start(self, threads: ThreadPoolExecutor) -> bool:
+        """Start every stage that can start its next wave; whether anything is at work."""
+        for node in self.nodes:
+            if (wave := self._next(node)) is not None:
+                inputs = {n: self._input(n, wave) for n in self.graph.inputs_of(node.name)}
+                self.working[threads.submit(self.bring, node, wave, self._listings() | inputs)] = node, wave
+        return bool(self.working)
+
+    def _reach(self, node: Node, wave: Wave, brought: Brought, ended: Callable[[Brought, Wave], None]) -> None:
+        self.at[node.name, wave.number] = brought.snapshot
+        self.reached[node.name] = wave.number
+        self._forget(node.name)
+        ended(brought, wave)
 
     def _input(self, name: str, wave: Wave) -> Snapshot | None:
         return self.still.get(name) or self.at[name, wave.number]

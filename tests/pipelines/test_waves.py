@@ -98,7 +98,7 @@ def test_stages_overlap_and_none_is_further_ahead_than_allowed(make_toy, lag):
     graph = toy_pipeline.graph(make_toy().config())
     nodes = streamed(graph, {})
     watch = Watch({"lengths": 0.05})
-    flood = Flood(nodes, graph, cut(24, 2), lag, {}, watch)
+    flood = Flood(nodes, graph, cut(24, 2), lag, {}, watch, lambda _: None)
     ended = []
     flood.run(lambda brought, wave: ended.append((brought.snapshot.name, wave.number)))
     assert sorted(ended) == sorted((n.name, i) for n in nodes for i in range(1, 13))
@@ -106,3 +106,21 @@ def test_stages_overlap_and_none_is_further_ahead_than_allowed(make_toy, lag):
     # each of files, texts, words has at most `lag` waves waiting, beside the one that it works on
     assert watch.lead <= 3 * (lag + 1)
     assert len(flood.at) <= len(nodes) * (lag + 3)  # memory does not grow with the number of waves
+
+
+@pytest.mark.timeout(30)
+def test_the_first_error_stops_the_stages_that_work_at_the_same_time(make_toy):
+    graph = toy_pipeline.graph(make_toy().config())
+    stopped = threading.Event()
+
+    def bring(node, wave, _):
+        if node.name == "lengths":
+            raise RunError("lengths cannot go on")
+        if node.name == "words" and wave.number == 2:
+            assert stopped.wait(20)  # as a long shard would, until it is told
+        return Brought(None, None, "done", Snapshot(node.name, "", wave.number, "", 0))
+
+    flood = Flood(streamed(graph, {}), graph, cut(24, 2), 2, {}, bring, lambda error: stopped.set())
+    with pytest.raises(RunError, match="lengths cannot go on"):
+        flood.run(lambda *_: None)
+    assert stopped.is_set()
