@@ -155,6 +155,10 @@ class Runner:
         """The stages that need not see the whole set, wave by wave and all at the same time."""
         still = waves.standing_still(self.planner)
         nodes = waves.streamed(self.planner.graph, still)
+        streamed = {node.name for node in nodes}
+        if all(p.state in ("fresh", "skipped") for p in self.planner.plan_all() if p.name in streamed):
+            return
+        self.services.fleet()  # here, for Ray can be started by a process's first thread alone
         cut = waves.cut(self.planner.num_listed(), num_files)
         flood = waves.Flood(nodes, self.planner.graph, cut, self.ask.lag, still, self._bring, self.services.stop_actors)
         computed: Counter[str] = Counter()

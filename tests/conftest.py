@@ -155,10 +155,11 @@ def make_toy(tmp_path, ray, toy_marks):
 
 
 def plait(
-    *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240
+    *arguments: str, cwd: Path, env: dict[str, str | None] | None = None, timeout: float = 240
 ) -> subprocess.CompletedProcess:
-    """The command as a person runs it."""
-    environment = os.environ | {"PYTHONPATH": str(REPO)} | (env or {})
+    """The command as a person runs it; a variable that is None is taken away."""
+    given = os.environ | {"PYTHONPATH": str(REPO)} | (env or {})
+    environment = {name: value for name, value in given.items() if value is not None}
     command = [sys.executable, "-m", "pipelines.cli.main", *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False

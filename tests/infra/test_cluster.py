@@ -97,7 +97,7 @@ def test_a_run_on_a_cluster_with_a_token_writes_it_nowhere_and_doctor_checks_it(
     (tmp_path / "src" / "a.txt").write_text(f"one saywhat say{TOKEN}")
     where = ["pipeline=tests.toy:graph", "root=root", "tracking=none", "--address", head]
     ours = clean(tmp_path, RAY_AUTH_TOKEN=TOKEN)
-    hidden = {k: "" for k in os.environ if k.startswith("RAY_") and k not in ours}
+    hidden = {k: None for k in os.environ if k.startswith("RAY_") and k not in ours}
     done = plait("run", "source=src", *where, cwd=tmp_path, env=ours | hidden)
     assert done.returncode == 0, done.stderr  # the toy's own job prints the word to the terminal; the log must not
     logs = plait("logs", "lengths", *where[:3], cwd=tmp_path, env=ours | hidden)
