@@ -32,8 +32,6 @@ BUDGET_FLOOR_UNITS = 20
 
 def run_rows(site: Site, plan: StagePlan, folder: Folder) -> Made:
     """Finish the shards of a plan, verify and commit them, and count every unit before anything is published."""
-    if plan.compute:
-        site.fleet().warm(_share(site, plan), -(-plan.compute // shards.MIN_ROWS), ShardWorker)
     shard_plan = _open_plan(site, plan, folder)
     crash_point("planned", plan.name)
     results, computed = _run_shards(site, plan, folder, shard_plan)
@@ -60,6 +58,8 @@ def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
         found = shards.read(folder, number)
         if found.intent == intent:
             return found
+    if plan.compute:  # a resumed run may have nothing left to compute, and then it starts no actor
+        site.fleet().warm(_share(site, plan), -(-plan.compute // shards.MIN_ROWS), ShardWorker)
     number = folder.last("plan") + 1
     default = shards.default_rows(plan.node.stage, site.planner.graph, plan.compute or 0)
     data = shards.make(plan, intent, site.store.head(plan.name), plan.node.placement.shard_rows or default)
@@ -93,10 +93,8 @@ def _run_shards(
 
     def on_shard(shard: int, parts: list[dict[str, Any]]) -> None:
         nonlocal computed
-        result = parts[0] if len(parts) == 1 else _joined(parts)
-        if not result.pop("is_stored", False):
-            result = put_shard(folder, number, shard, result)
-            del result["is_stored"]
+        # a whole shard was put by its actor; one that fell apart is put here, where its parts meet
+        result = parts[0] if len(parts) == 1 else put_shard(folder, number, shard, _joined(parts))
         crash_point("shard", plan.name)
         results[shard] = result
         computed += result["units"]

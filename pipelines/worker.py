@@ -197,10 +197,10 @@ def put_shard(folder: Folder, plan_number: int, shard: int, result: dict[str, An
     """Put a finished shard's document; the one that counts, which an earlier try may have put before it died."""
     name = f"shard.{plan_number}.{shard}"
     if folder.put(name, result):
-        return {**result, "is_stored": True}
+        return result
     found = folder.get(name)
     assert found is not None
-    return {**found, "is_stored": True}
+    return found
 
 
 @contextmanager
