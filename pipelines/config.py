@@ -110,7 +110,8 @@ def strict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join([where, *(str(p) for p in first["loc"])])
+        # of a choice of dataclasses, pydantic names the class as well
+        name = ".".join([where, *(str(p) for p in first["loc"] if not str(p)[:1].isupper())])
         if first["type"] == "missing":
             raise UserError(
                 f"{name} is missing: write {name}=VALUE, or choose a recipe and a scale that set it"
@@ -126,8 +127,19 @@ def _refuse_unknown(cls: Any, values: Mapping[str, Any], where: str) -> None:
             near = difflib.get_close_matches(name, allowed, 1)
             hint = f"did you mean {where}.{near[0]}?" if near else f"its settings are: {', '.join(allowed) or 'none'}"
             raise UserError(f"{where}.{name} is no setting: {hint}")
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
-            _refuse_unknown(hints[name], value, f"{where}.{name}")
+        if isinstance(value, Mapping) and (part := _part(hints[name], value, f"{where}.{name}")) is not None:
+            _refuse_unknown(part, value, f"{where}.{name}")
+
+
+def _part(hint: Any, value: Mapping[str, Any], where: str) -> Any:
+    """The dataclass that a nested value stands for; of several, the one whose `kind` it names. None: no dataclass."""
+    choices = [c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)]
+    if len(choices) < 2:
+        return choices[0] if choices else None
+    kinds = {typing.get_args(typing.get_type_hints(c)["kind"])[0]: c for c in choices}
+    if value.get("kind") not in kinds:
+        raise UserError(f"{where}.kind={value.get('kind')} is not allowed: give one of {', '.join(kinds)}")
+    return kinds[value["kind"]]
 
 
 RESERVED = (

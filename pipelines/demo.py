@@ -11,7 +11,7 @@ from stages.extract import Indices
 from stages.filter.score import Scores
 from stages.ingest import Files, Images, Texts, Videos
 from stages.pack import Packs
-from stages.tokenizer import Tokenizer
+from stages.tokenizer.tokenizer import Tokenizer
 from stages.train.train import Model
 
 

@@ -2,78 +2,177 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from infra.types import UserError
+from models.tokenizers.codes import packed
 from stages import frames
-from stages.base import BadRow, Edge, Kit, Outcome, Row, RowStage
+from stages.base import BadRow, Edge, Kit, Outcome, Row, RowStage, above_zero
 
 if TYPE_CHECKING:
-    from models.tokenizers.vq import VqTokenizer
+    import torch
+
+    from models.tokenizers.interface import Encoded, VisionTokenizer
+
+BATCH_PIXELS = {"cpu": 2**16, "cuda": 2**22}
+"""Pixels that are encoded at once. Kernels round differently for another batch size, and a code at a tie would depend
+on it: so the batch of a shape has always the same size, filled with copies of its last clip (and that is why it is
+here, in the code, and no setting)."""
+_DECODERS = 2
 
 
 @dataclass(frozen=True)
 class _Tools:
-    tokenizer: VqTokenizer
+    tokenizer: VisionTokenizer
     digest: str
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Indices(RowStage):
-    """Encodes the frames of each clip with the trained tokenizer: a grid (t, h, w) and its codes in raster order.
+    """Encodes the frames of each clip with the trained tokenizer.
 
-    Frames are prepared exactly as in training (stages/frames.py), with the sizes the checkpoint states. Each clip is
-    encoded by itself: floating-point kernels may round differently for another batch size, and a code at a tie would
-    then depend on its neighbours. The digest of the tokenizer stands in every row.
+    grids          (t, h, w) of the codes: one grid, or, of multi-scale tokenizers, one per scale, frame after frame
+    ids            the codes, grid after grid in raster order, as the smallest integers that hold them
+                   (models/tokenizers/codes.py); null of a tokenizer with latents
+    input_ids      what a model is shown instead, where self-correction draws it (NextFlow); else null
+    latents        float16 (t, h, w, C) of a tokenizer without codes; else null
+    num_frames, fps, height, width   of what was encoded (fps is null of a still)
+    tokenizer      digest of its weights
+
+    Clips of one shape are encoded together, without padding, while the next ones are decoded. What comes out for a
+    clip depends on that clip alone: batches have a fixed size (`BATCH_PIXELS`).
     """
 
     writes: ClassVar[str] = "indices"
+    revision: ClassVar[int] = 2
     inputs: ClassVar[tuple[Edge, ...]] = (
-        Edge("clips", columns=("media", "source_kind", "num_frames", "held_out")),
+        Edge("clips", columns=("media", "source_kind", "num_frames", "fps", "held_out")),
         Edge("tokenizer", role="side"),
     )
     schema: ClassVar[pa.Schema] = pa.schema(
         [
-            ("grid_t", pa.int32()),
-            ("grid_h", pa.int32()),
-            ("grid_w", pa.int32()),
-            ("ids", pa.list_(pa.int32())),
+            ("grids", pa.list_(pa.list_(pa.int32(), 3))),
+            pa.field("ids", pa.binary(), nullable=True),
+            pa.field("input_ids", pa.binary(), nullable=True),
+            pa.field("latents", pa.large_binary(), nullable=True),
             ("codebook_size", pa.int32()),
             ("tokenizer", pa.string()),
+            ("num_frames", pa.int32()),
+            pa.field("fps", pa.float64(), nullable=True),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
             ("held_out", pa.bool_()),
         ]
     )
 
+    size: int
+    """Pixels: side of the square, or root of the budget of pixels."""
+    fit: Literal["square", "area"] = "square"
+    """square: the centre of the picture. area: all of it, in its own shape."""
+    frames_per_clip: int = 4
+    """Most frames of a film; a longer one is looked at more rarely, never cut."""
+    fps: float | None = None
+    """Frames a second; unset: `frames_per_clip` of every film."""
+
+    def __post_init__(self) -> None:
+        above_zero(self, "size", "frames_per_clip")
+
     def setup(self, kit: Kit) -> _Tools:
-        """Load the tokenizer on one thread: workers share the machine."""
+        """Load the tokenizer; on a CPU on one thread, for workers share the machine."""
         import torch
 
-        from models.tokenizers.vq import load_vq
+        from models.tokenizers.interface import load_tokenizer
 
-        torch.set_num_threads(1)
-        tokenizer = load_vq(kit.checkpoint("tokenizer"))
-        return _Tools(tokenizer, tokenizer.digest())
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(1)
+        tokenizer = load_tokenizer(kit.checkpoint("tokenizer")).to(device)
+        stride = tokenizer.stride[1]
+        if self.size < stride or (self.fit == "square" and self.size % stride):
+            raise UserError(f"indices.size is {self.size}: a code of this tokenizer stands for {stride} pixels, give a multiple")  # fmt: skip  # noqa: E501
+        return _Tools(tokenizer, tokenizer.digest(), device)
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
-        """Codes of each clip."""
-        return [_encoded(row, tools) for row in rows]
+        """Codes of each clip; the next ones are decoded while these are encoded."""
+        outcomes: dict[int, Outcome] = {}
+        waiting: dict[tuple[int, ...], list[tuple[int, frames.Seen]]] = {}
+        for place, seen in self._decoded(rows, tools.tokenizer):
+            if isinstance(seen, BadRow):
+                outcomes[place] = seen
+                continue
+            shape = seen.pictures.shape
+            group = waiting.setdefault(shape, [])
+            group.append((place, seen))
+            if len(group) == batch_size(shape, tools.device):
+                outcomes.update(_encoded(rows, waiting.pop(shape), tools))
+        for group in waiting.values():
+            outcomes.update(_encoded(rows, group, tools))
+        return [outcomes[place] for place in range(len(rows))]
+
+    def _decoded(
+        self, rows: Sequence[Row], tokenizer: VisionTokenizer
+    ) -> Iterator[tuple[int, frames.Seen | BadRow]]:
+        """Each row's place and frames, as they are ready."""
+        view = frames.View(size=self.size, frames=self.frames_per_clip, fps=self.fps, fit=self.fit)
+
+        def decoded(place: int) -> tuple[int, frames.Seen | BadRow]:
+            row = rows[place]
+            try:
+                return place, frames.prepare(
+                    row["media"], row["source_kind"], row["num_frames"], row["fps"], view, tokenizer.stride
+                )
+            except BadRow as bad:
+                return place, bad
+
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            for future in as_completed([pool.submit(decoded, place) for place in range(len(rows))]):
+                yield future.result()
 
 
-def _encoded(row: Row, tools: _Tools) -> Outcome:
+def batch_size(shape: Sequence[int], device: str) -> int:
+    """Clips (T, H, W, 3) that are encoded at once."""
+    return max(1, BATCH_PIXELS[device] // int(np.prod(shape[:3])))
+
+
+def _encoded(rows: Sequence[Row], group: Sequence[tuple[int, frames.Seen]], tools: _Tools) -> dict[int, Outcome]:
     import torch
 
-    from models.tokenizers.vq import to_pixels
+    from models.tokenizers.interface import to_pixels
 
-    config = tools.tokenizer.config
-    try:
-        pictures = frames.prepare(row["media"], row["source_kind"], config.frames, config.size)
-    except BadRow as bad:
-        return bad
-    codes = tools.tokenizer.encode(to_pixels(torch.from_numpy(pictures)))
-    t, h, w = codes.shape
-    made: Row = {"grid_t": t, "grid_h": h, "grid_w": w, "ids": codes.flatten().tolist()}
-    made["codebook_size"] = config.codebook_size
-    return [made | {"tokenizer": tools.digest, "held_out": row["held_out"]}]
+    pictures: list[NDArray[np.uint8]] = [seen.pictures for _, seen in group]
+    pictures += pictures[-1:] * (batch_size(pictures[0].shape, tools.device) - len(pictures))
+    with torch.inference_mode():
+        pixels = to_pixels(torch.from_numpy(np.stack(pictures)).to(tools.device))
+        encoded = tools.tokenizer.encode(pixels)
+    return {place: [_row(rows[place], seen, encoded, at, tools)] for at, (place, seen) in enumerate(group)}
+
+
+def _row(row: Row, seen: frames.Seen, encoded: Encoded, at: int, tools: _Tools) -> Row:
+    size = tools.tokenizer.codebook_size
+
+    def codes(ids: torch.Tensor | None) -> bytes | None:
+        return None if ids is None else packed(ids[at].cpu().numpy(), size)
+
+    latents = None if encoded.latents is None else encoded.latents[at].cpu().numpy()
+    num_frames, height, width, _ = seen.pictures.shape
+    return {
+        "grids": [list(grid) for grid in encoded.grids],
+        "ids": codes(encoded.ids),
+        "input_ids": codes(encoded.input_ids),
+        "latents": None if latents is None else latents.astype("<f2").tobytes(),
+        "codebook_size": size,
+        "tokenizer": tools.digest,
+        "num_frames": num_frames,
+        "fps": seen.fps,
+        "height": height,
+        "width": width,
+        "held_out": row["held_out"],
+    }

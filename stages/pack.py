@@ -14,6 +14,7 @@ import pyarrow as pa
 from infra.types import UserError
 from models import emu3_format, flops
 from models.flops import TrunkShape
+from models.tokenizers.codes import unpacked
 from models.vocabulary import TEXT, VISION, Vocabulary
 from stages import pack_report
 from stages.base import Edge, Job, JobStage, Row
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from models.emu3_format import TextTokenizer
 
 _HELD_OUT = "held out for evaluation"
-_INDICES = ("grid_t", "grid_h", "grid_w", "ids", "codebook_size", "tokenizer", "held_out")
+_INDICES = ("grids", "ids", "codebook_size", "tokenizer", "held_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,11 @@ class Packs(JobStage):
 
         text = load_text_tokenizer(self.text_tokenizer)
         indices = {row["parents"][0]: row for row in _kept(job, "indices", _INDICES)}
+        if any(row["ids"] is None or len(row["grids"]) > 1 for row in indices.values()):
+            raise UserError(
+                "indices hold latents or several scales a clip, the recipe emu3 packs one raster of codes: choose"
+                " tokenizer=vq-tiny or tokenizer=emu3-tiny"
+            )
         makers = {(row["tokenizer"], row["codebook_size"]) for row in indices.values()} or {("", 0)}
         if len(makers) > 1:
             raise UserError(
@@ -186,8 +192,9 @@ class Packs(JobStage):
 
     def _pair(self, caption: Row, visual: Row, vocabulary: Vocabulary, text: TextTokenizer) -> Sample:
         place = _digest(caption["key"], visual["key"])
-        grid = (visual["grid_t"], visual["grid_h"], visual["grid_w"])
-        block = emu3_format.visual_block(grid, np.asarray(visual["ids"]), vocabulary, text)
+        grid = tuple(visual["grids"][0])
+        codes = unpacked(visual["ids"], visual["codebook_size"])
+        block = emu3_format.visual_block(grid, codes, vocabulary, text)
         words = text.encode(caption["text"])
         kind: Literal["image", "video"] = "image" if grid[0] == 1 else "video"
         share = int.from_bytes(_digest(b"order", place)[:8], "big") / 2**64

@@ -9,6 +9,10 @@ from infra.types import UserError
 from pipelines.cli.compose import CONF, compose, setup
 
 
+WEIGHTS = {"published": ["tokenizer.shape.place"], "vq-published": ["tokenizer.lpips_weights"]}
+"""Settings of a choice of conf/ that have no value until somebody gives one."""
+
+
 @pytest.mark.parametrize("pipeline", ["demo", "curate"])
 def test_every_setting_of_every_stage_is_written_in_conf(pipeline):
     made = setup([f"pipeline={pipeline}"])
@@ -17,12 +21,13 @@ def test_every_setting_of_every_stage_is_written_in_conf(pipeline):
         assert named == {f.name for f in dataclasses.fields(node.stage)}, node.name
 
 
-@pytest.mark.parametrize("group", ["recipe", "scale", "cluster", "tracking", "storage"])
+@pytest.mark.parametrize("group", ["recipe", "scale", "tokenizer", "cluster", "tracking", "storage"])
 def test_every_choice_composes(group):
     for path in (CONF / group).glob("*.yaml"):
         assert yaml.safe_load(path.read_text()) is not None
         place = ["storage.root=s3://bucket/prefix"] if path.stem == "s3" else []
-        assert setup([f"{group}={path.stem}", *place]).graph.names
+        needed = [f"{name}={path}" for name in WEIGHTS.get(path.stem, [])]  # any file will do for a digest
+        assert setup([f"{group}={path.stem}", *place, *needed]).graph.names
 
 
 def test_sql_urls_and_paths_need_no_second_quoting():
@@ -48,6 +53,9 @@ def test_sql_urls_and_paths_need_no_second_quoting():
         ("cluster.stages.clips.batch_rows=0", "above 0"),
         ("sample.num_videos=-1", "0 or more"),
         ("storage=s3", "add storage.root=s3"),
+        ("tokenizer=published", "tokenizer.shape.place is missing: write tokenizer.shape.place=VALUE"),
+        ("tokenizer.shape.kind=wavelet", "give one of vq, emu3, nextflow, vae, published"),
+        ("tokenizer.shape.tower.width=wide", "tokenizer.shape.tower.width='wide' is not allowed"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(override, sentence):

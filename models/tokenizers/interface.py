@@ -61,9 +61,9 @@ class Painted:
     terms: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The tokenizer's own losses by name, already weighted: commitment, KL, distillation ..."""
     latents: Tensor | None = None
-    """(M, D) before quantisation, detached, for the codebook's own step."""
+    """(N, P, D) before quantisation, detached, P of each sample, for the codebook's own step."""
     codes: Tensor | None = None
-    """(M) of the latents."""
+    """(N, P) of the latents."""
 
 
 class VisionTokenizer(nn.Module, ABC):

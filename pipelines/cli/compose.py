@@ -18,7 +18,7 @@ from pipelines.graph import Graph
 
 CONF = Path(conf.__file__).parent
 DEFAULT_PIPELINE = "demo"
-GROUPS = ("pipeline", "recipe", "scale", "storage", "cluster", "tracking")
+GROUPS = ("pipeline", "recipe", "scale", "tokenizer", "storage", "cluster", "tracking")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def compose(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             found = hydra_compose("config", overrides=_for_hydra(rest, own))
-        plain = OmegaConf.to_container(found, resolve=True)
+        plain = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error, rest)) from None
     assert isinstance(plain, dict)
@@ -140,6 +140,10 @@ def _sentence(error: Exception, overrides: Sequence[str]) -> str:
             name, _, value = override.partition("=")
             if name == group and not (CONF / group / f"{value}.yaml").exists():
                 return f"{override} is no choice: {group} is one of {_choices(group)}"
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        name = getattr(error, "full_key", None) or missing.group(1)
+        return f"{name} is missing: write {name}=VALUE"
     missing = re.search(r"Could not override '([^']+)'", text)
     if missing:
         name = missing.group(1)
@@ -157,7 +161,7 @@ def _near(name: str) -> str:
     known: set[str] = set()
     for path in CONF.rglob("*.yaml"):
         tree = yaml.safe_load(path.read_text()) or {}
-        group = "" if path.parent.name in ("conf", "pipeline", "recipe", "scale") else path.parent.name + "."
+        group = "" if path.parent.name in ("conf", "pipeline", "recipe", "scale", "tokenizer") else path.parent.name + "."
         for key, value in tree.items():
             known.add(f"{group}{key}")
             if isinstance(value, dict):

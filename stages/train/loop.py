@@ -26,12 +26,12 @@ from models.positions import document_positions
 from models.trunk import WEIGHTS_FILE, Trunk, TrunkConfig, write_config
 from models.vocabulary import Vocabulary
 from stages.train.loader import Loader, Ragged, sums_by_modality
+from stages.workers import StopWish
 
 if TYPE_CHECKING:
     from stages.base import Checkpoints, Reader
     from stages.train.train import Model
 
-ASK_EVERY_S = 1.0
 MOMENTS_FILE = "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BETAS, _EPS = (0.9, 0.95), 1e-8
@@ -117,31 +117,6 @@ def train_worker(config: dict[str, Any]) -> None:
                 publish(checkpoints, step, state, trunk, vocabulary, facts | {"packs": len(packs)})
             since_saved.zero_()
             dist.barrier()
-
-
-class StopWish:
-    """Whether the driver wants the training to stop; asked about once a second, without waiting for the answer."""
-
-    def __init__(self, sink: Any) -> None:
-        self._sink = sink
-        self._asked: Any = None
-        self._since = time.monotonic()
-
-    def known(self) -> float:
-        """1 where the last answer was yes, else 0 (always 0 on ranks without a sink)."""
-        import ray
-
-        if self._sink is None:
-            return 0.0
-        if self._asked is None:
-            if time.monotonic() - self._since >= ASK_EVERY_S:
-                self._asked = self._sink.stopping.remote()
-            return 0.0
-        if not ray.wait([self._asked], timeout=0)[0]:
-            return 0.0
-        answer: Any = ray.get(self._asked)
-        self._asked, self._since = None, time.monotonic()
-        return float(answer)
 
 
 def trunk_config(stage: Model, vocabulary: Vocabulary) -> TrunkConfig:

@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
-from infra.types import RunError, StoppedError, UserError
+from infra.types import UserError
 from models.flops import TrunkShape
 from models.vocabulary import Vocabulary
 from stages.base import Edge, Job, JobStage, Row, above_zero
+from stages.workers import fit, num_that_divide
 
-_MAX_FAILURES = 3
-"""Times the workers are started again after one died, each time from the last checkpoint."""
-_POLL_S = 0.5
-_STOP_S = 8.0
-"""How long workers may take to stop between two steps before they are left to end with the driver, as they are when
-they have not begun to step."""
 LOG_EVERY = 10
 """Steps between logged metrics; it changes no result, so it is no setting."""
-
-
-class MetricSink:
-    """A Ray actor between rank 0 and the driver: holds what was measured, and the wish to stop."""
-
-    def __init__(self) -> None:
-        self._held: list[tuple[int, dict[str, float]]] = []
-        self._stopping = False
-
-    def stop(self) -> None:
-        """From now on the workers are to stop."""
-        self._stopping = True
-
-    def stopping(self) -> bool:
-        """Whether they are to stop."""
-        return self._stopping
-
-    def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Keep the metrics of a step."""
-        self._held.append((step, metrics))
-
-    def drain(self) -> list[tuple[int, dict[str, float]]]:
-        """Hand out and forget."""
-        held, self._held = self._held, []
-        return held
-
-
-def _leave(thread: threading.Thread, sink: Any, wait_s: float) -> None:
-    """Let the workers stop between two steps, all of them at the same one; what is saved is kept."""
-    deadline = time.monotonic() + wait_s
-    while thread.is_alive() and time.monotonic() < deadline:
-        sink.stop.remote()  # again each time: the actor may have been started anew
-        thread.join(_POLL_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +88,24 @@ class Model(JobStage):
             return
         last = job.checkpoints.latest()
         if last is None or last.step < self.steps:
-            vocabulary = Vocabulary.from_json(packs.take([0], ["vocabulary"])["vocabulary"][0].as_py())
-            self._fit(job, vocabulary)
+            from stages.train.loop import train_worker
+
+            config = {
+                "stage": self,
+                "packs": packs,
+                "checkpoints": job.checkpoints,
+                "vocabulary": Vocabulary.from_json(packs.take([0], ["vocabulary"])["vocabulary"][0].as_py()),
+                "log_every": LOG_EVERY,
+            }
+            fit(
+                job,
+                train_worker,
+                config,
+                name="model",
+                workers=num_that_divide(self.global_batch, job.num_workers),
+                steps=self.steps,
+                said=lambda metrics: f"steps, loss {metrics['loss']:.3f}",
+            )
         published = job.checkpoints.all()
         job.summary({"loss": published[-1].facts["loss"], "tokens_seen": published[-1].facts["tokens_seen"]})
         for checkpoint in published:
@@ -145,73 +120,3 @@ class Model(JobStage):
                 "parents": [],
                 "label": f"model step {checkpoint.step}",
             }
-
-    def _fit(self, job: Job, vocabulary: Vocabulary) -> None:
-        """Run Ray Train in a thread, and meanwhile hand metrics to the job from this one."""
-        import ray
-        from ray.exceptions import RayError
-
-        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(MetricSink)
-        sink = actor.remote()
-        failed: list[BaseException] = []
-        trainer = self._trainer(job, vocabulary, sink)
-
-        def fit() -> None:
-            from ray.train import TrainingFailedError
-
-            try:
-                trainer.fit()
-            except (TrainingFailedError, RayError) as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-        thread.start()
-        alive, heard = True, False
-        while alive:
-            thread.join(_POLL_S)
-            alive = thread.is_alive()
-            if job.stopping():
-                _leave(thread, sink, _STOP_S if heard else 0.0)
-                break
-            for step, metrics in ray.get(sink.drain.remote()):
-                heard = True
-                job.log(step, metrics)
-                job.progress(step, self.steps, f"steps, loss {metrics['loss']:.3f}")
-        ray.kill(sink)
-        if job.stopping():
-            job.progress(getattr(job.checkpoints.latest(), "step", 0), self.steps, "stopped")  # raises in its own words
-            raise StoppedError("training was stopped: the same command goes on from the last checkpoint")
-        if failed:
-            cause = str(failed[0]).strip().splitlines()[-1]
-            raise RunError(
-                f"training failed {_MAX_FAILURES + 1} times, last with: {cause}; the same command goes on from step"
-                f" {getattr(job.checkpoints.latest(), 'step', 0)}"
-            ) from failed[0]
-
-    def _trainer(self, job: Job, vocabulary: Vocabulary, sink: Any) -> Any:
-        import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        from stages.train.loop import train_worker
-
-        workers = max(n for n in range(1, max(1, job.num_workers) + 1) if self.global_batch % n == 0)
-        on_gpu = ray.cluster_resources().get("GPU", 0) >= workers
-        return TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "stage": self,
-                "packs": job.reader("packs"),
-                "checkpoints": job.checkpoints,
-                "vocabulary": vocabulary,
-                "sink": sink,
-                "log_every": LOG_EVERY,
-            },
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu),
-            run_config=RunConfig(
-                name=f"model-{uuid.uuid4().hex[:8]}",
-                storage_path=str(job.scratch.resolve() / "ray-train"),
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            ),
-        )

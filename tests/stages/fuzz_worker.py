@@ -48,7 +48,9 @@ def read_as_later_stages_do(clip: dict[str, Any]) -> None:
     for moment, picture in media.sampled(clip["media"], clip["source_kind"], 8.0, 128):
         motion.add(moment, picture)
     assert media.evenly(clip["media"], clip["source_kind"], clip["num_frames"], 8, 64)
-    assert frames.prepare(clip["media"], clip["source_kind"], 4, 32).shape[1:] == (32, 32, 3)
+    assert frames.prepare(
+        clip["media"], clip["source_kind"], clip["num_frames"], clip["fps"], frames.View(size=32, frames=4)
+    ).pictures.shape[1:] == (32, 32, 3)
 
 
 def reports(paths: list[Path]) -> Iterator[dict[str, Any]]:

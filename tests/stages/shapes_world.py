@@ -25,7 +25,13 @@ GROUNDS = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (15, 15, 
 SHAPES = ("circle", "square", "triangle", "star")
 SIDE = 128
 CLIPS = pa.schema(
-    [("source_kind", pa.string()), ("num_frames", pa.int64()), ("held_out", pa.bool_()), ("media", pa.large_binary())]
+    [
+        ("source_kind", pa.string()),
+        ("num_frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("held_out", pa.bool_()),
+        ("media", pa.large_binary()),
+    ]
 )
 CAPTIONS = pa.schema([("text", pa.string()), ("held_out", pa.bool_())])
 
@@ -96,6 +102,6 @@ def world(stills: int, films: int, seed: int = 0, held_out_every: int = 10) -> t
             moved = [[(s, c, x + 0.004 * t, y, r) for s, c, x, y, r in things] for t in range(24)]
             media, kind, frames = mp4([noisy(draw(at, ground), rng) for at in moved]), "video", 24
             text += ", moving right"
-        clips.append(base | {"media": media, "source_kind": kind, "num_frames": frames})
+        clips.append(base | {"media": media, "source_kind": kind, "num_frames": frames, "fps": 24.0 * (frames > 1)})
         captions.append({"text": text, "held_out": base["held_out"], "parents": [base["key"]]})
     return table_of(clips, CLIPS, "clips"), table_of(captions, CAPTIONS, "captions")

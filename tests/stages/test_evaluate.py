@@ -14,18 +14,19 @@ from infra.types import UserError
 from models import emu3_format
 from models.emu3_format import Sample
 from models.flops import TrunkShape
+from models.quality import psnr, ssim
+from models.tokenizers.codes import unpacked
 from models.tokenizers.text import ByteTokenizer
-from models.tokenizers.vq import VqConfig, VqTokenizer
 from models.trunk import Trunk, TrunkConfig, load_trunk
 from models.vocabulary import TEXT, VISION, Vocabulary
 from stages.evaluate.evaluate import Evals
 from stages.evaluate.heldout_loss import Document, likelihoods, unigram
-from stages.evaluate.reconstruction import psnr, ssim
 from stages.extract import Indices
 from stages.pack import Packs
 from stages.train.loop import publish
 from tests.stages.fake_job import FakeCheckpoints, FakeJob, FakeKit, FakeReader, table_of
 from tests.stages.shapes_world import CAPTIONS, world
+from tests.tokenizers import vq
 
 SHAPE = TrunkShape(layers=1, width=32, heads=2, kv_heads=1, ffn=32)
 
@@ -36,12 +37,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FakeJob:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("evaluate")
     clips, captions = world(18, 2, held_out_every=5)
-    torch.manual_seed(0)
-    tokenizer = VqTokenizer(VqConfig(size=32, frames=2, codebook_size=20, code_dim=4, width=8, blocks=1)).eval()
-    tokenizer.codebook.normal_()
+    tokenizer = vq(codebook_size=20)
     (root / "tokenizer").mkdir()
     tokenizer.save(root / "tokenizer")
-    stage = Indices()
+    stage = Indices(size=32, frames_per_clip=2)
     outcomes = stage.process(clips.to_pylist(), stage.setup(FakeKit({"tokenizer": root / "tokenizer"})))
     rows = [o[0] | {"parents": [key]} for o, key in zip(outcomes, clips["key"].to_pylist(), strict=True)]
     tables = {"clips": clips, "captions": captions, "indices": table_of(rows, Indices.schema, "indices")}
@@ -74,7 +73,7 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
 
 def test_every_suite_scores_held_out_rows_only(made: FakeJob, tmp_path: Path) -> None:
     job = fresh(made, tmp_path)
-    rows = list(Evals(num_samples=3).run(job))
+    rows = list(Evals(tokenizer_size=32, num_samples=3).run(job))
     assert pa.Table.from_pylist(rows, Evals.schema).num_rows == len(rows)
     keys = {name: table.filter(table["held_out"])["key"].to_pylist() for name, table in made.tables.items()
             if name != "packs"}  # fmt: skip
@@ -87,14 +86,14 @@ def test_every_suite_scores_held_out_rows_only(made: FakeJob, tmp_path: Path) ->
     names = ("tokenizer/psnr", "tokenizer/ssim", "heldout/text_loss", "heldout/text_unigram", "heldout/vision_loss")
     assert set(names) < set(job.summaries) and "samples/psnr" in job.summaries
     assert job.pictures["samples"].startswith(b"\x89PNG")
-    assert list(Evals(num_samples=3).run(fresh(made, tmp_path))) == rows
+    assert list(Evals(tokenizer_size=32, num_samples=3).run(fresh(made, tmp_path))) == rows
 
 
 def test_no_held_out_rows_leave_the_metrics_out(made: FakeJob, tmp_path: Path) -> None:
     seen = {name: table.filter(pa.compute.invert(table["held_out"]))
             for name, table in made.tables.items() if name != "packs"}  # fmt: skip
     job = fresh(made, tmp_path, **seen)
-    assert list(Evals().run(job)) == [] and job.summaries == {}
+    assert list(Evals(tokenizer_size=32).run(job)) == [] and job.summaries == {}
 
 
 def test_likelihoods_equal_dense_cross_entropy(made: FakeJob) -> None:
@@ -127,23 +126,22 @@ def test_unigram_is_the_frequency_of_a_token_in_its_modality(made: FakeJob) -> N
                 counts[TEXT] += np.bincount(text.encode(row["text"]), minlength=256)
     for row in made.tables["indices"].to_pylist():
         if not row["held_out"]:
-            counts[VISION] += np.bincount(row["ids"], minlength=20)
+            counts[VISION] += np.bincount(unpacked(row["ids"], 20), minlength=20)
     kinds = vocabulary.modality(np.arange(vocabulary.size))
     for kind, count in counts.items():
         assert np.allclose(nats[kinds == kind], -np.log((count + 1) / (count + 1).sum()))
 
 
 def test_a_tokenizer_of_other_codes_is_refused(made: FakeJob, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    VqTokenizer(VqConfig(size=32, frames=2, codebook_size=20, code_dim=4, width=8, blocks=1)).save(tmp_path)
+    vq(1, codebook_size=20).save(tmp_path)
     job = FakeJob(tmp_path, made.tables, made.sides | {"tokenizer": tmp_path})
     with pytest.raises(UserError, match="another tokenizer"):
-        list(Evals().run(job))
+        list(Evals(tokenizer_size=32).run(job))
 
 
 def test_generated_samples_are_parseable_codes(made: FakeJob, tmp_path: Path) -> None:
     vocabulary = Vocabulary.from_json(made.tables["packs"]["vocabulary"][0].as_py())
-    for row in Evals(num_samples=2).run(fresh(made, tmp_path)):
+    for row in Evals(tokenizer_size=32, num_samples=2).run(fresh(made, tmp_path)):
         if row["suite"] == "samples":
             codes = np.array(eval(row["output"]))
             sample = Sample(text=[65], grid=(1, 4, 4), codes=codes, order="generation")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from infra.types import UserError
 from models import emu3_format, flops
 from models.flops import TrunkShape
+from models.tokenizers.codes import packed, unpacked
 from models.tokenizers.text import ByteTokenizer
 from models.vocabulary import Vocabulary
 from stages.extract import Indices
@@ -36,8 +37,8 @@ def tables(pairs: list[tuple[int, int]], texts: list[int], held_out: set[int] = 
         frames = 2 if i % 5 == 4 else 1
         base = {"parents": [key_of("clip", i)], "held_out": i in held_out}
         captions.append(base | {"text": "c" * length})
-        grid = {"grid_t": frames, "grid_h": side, "grid_w": side}
-        ids = rng.integers(32, size=frames * side * side).tolist()
+        ids = packed(rng.integers(32, size=frames * side * side), 32)
+        grid = {"grids": [[frames, side, side]], "num_frames": frames, "height": 8 * side, "width": 8 * side}
         indices.append(base | grid | {"ids": ids, "codebook_size": 32, "tokenizer": "t"})
     words = [{"text": "".join(map(chr, rng.integers(97, 123, n))), "held_out": False} for n in texts]
     return {
@@ -99,7 +100,7 @@ def test_nothing_is_lost_budgets_hold_and_input_order_does_not_matter(
         pieces.append(len(document) - 1 - (document[-1] == vocabulary.eos))
         assert len(document) <= packs.max_text_tokens
     assert sorted(said) == sorted(text.encode() for text in given_tables["captions"]["text"].to_pylist())
-    assert sorted(shown) == sorted(given_tables["indices"]["ids"].to_pylist())
+    assert sorted(shown) == sorted([unpacked(i, 32).tolist() for i in given_tables["indices"]["ids"].to_pylist()])
     assert sum(pieces) == sum(texts)
     assert {p for row in rows for p in row["parents"]} == {
         key for table in given_tables.values() for key in table["key"].to_pylist()

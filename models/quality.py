@@ -1,4 +1,4 @@
-"""How well the tokenizer redraws frames: PSNR and SSIM. Legend: N frames, H and W pixels."""
+"""How well frames are redrawn: PSNR and SSIM. Legend: N frames, H and W pixels."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from models.tokenizers.vq import VqTokenizer, to_bytes, to_pixels
-
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-
-
-def redrawn(tokenizer: VqTokenizer, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames (N, H, W, 3) through codes and back."""
-    return to_bytes(tokenizer.decode(tokenizer.encode(to_pixels(torch.from_numpy(frames))))).numpy()
 
 
 def psnr(frames: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
