@@ -71,8 +71,10 @@ class Emu3Shape:
     """D, size of a code."""
     latent_channels: int = 4
     """Channels between encoder and quantiser."""
+    patch: int = 1
+    """Pixels of the side of a square that is folded into channels first; published: 1."""
     width: int = 256
-    """Channels at full resolution."""
+    """Channels at the first resolution."""
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     """Channels of each resolution over `width`; every resolution after the first halves both sides."""
     blocks: int = 2
