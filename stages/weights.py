@@ -35,15 +35,6 @@ def _sha256(path: str, size_bytes: int, stamp_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def pretrained(kind: Any, place: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of a local folder, or of a hub id with an optional `@revision`."""
-    path = Path(place).expanduser()
-    if path.exists():
-        return kind.from_pretrained(path, local_files_only=True, **options)
-    name, _, revision = place.partition("@")
-    return kind.from_pretrained(name, revision=revision or None, **options)
-
-
 def device() -> str:
     """Where models run: the GPU that this worker was given, else the CPU."""
     import torch

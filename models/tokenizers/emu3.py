@@ -25,15 +25,22 @@ from models.tokenizers.shapes import Emu3Shape
 
 _EPS = 1e-6
 _KERNEL = 3
+_HALVED = 2.0
+"""What the rectifier behind a convolution takes from small values: silu(x) is about x / 2."""
 
 
 class CausalConv(nn.Module):
     """3-D convolution whose time only looks back: two frames of zeros before the first (N, C, T, H, W)."""
 
-    def __init__(self, width_in: int, width: int, kernel: tuple[int, int, int], stride: int = 1) -> None:
+    def __init__(
+        self, width_in: int, width: int, kernel: tuple[int, int, int], stride: int = 1, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv3d(width_in, width, kernel, stride=(stride, 1, 1))
         self._pad = (kernel[2] // 2, kernel[2] // 2, kernel[1] // 2, kernel[1] // 2, 2, 0)
+        with torch.no_grad():  # begin near the identity in time: two halvings and two doublings lose little
+            self.conv.weight.mul_(0.1)
+            self.conv.weight[range(width), range(width), -stride:, kernel[1] // 2, kernel[2] // 2] += gain / stride
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         """(N, width, T / stride, H, W)."""
@@ -45,7 +52,7 @@ class TemporalUp(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = CausalConv(width, width, (3, 3, 3))
+        self.conv = CausalConv(width, width, (3, 3, 3), gain=_HALVED)
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         """(N, C, 2T, H, W)."""
@@ -57,7 +64,7 @@ class TemporalDown(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = CausalConv(width, width, (4, 3, 3), stride=2)
+        self.conv = CausalConv(width, width, (4, 3, 3), stride=2, gain=_HALVED)
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         """(N, C, T / 2, H, W)."""
@@ -206,10 +213,10 @@ class Encoder(nn.Module):
         )  # fmt: skip
         self.middle_block = Middle(widths[-1], shape.norm_groups, None)
         self.norm_out = nn.GroupNorm(shape.norm_groups, widths[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(widths[-1], shape.latent_channels, _KERNEL, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], shape.code_dim, _KERNEL, padding=1)
         halvings = int(math.log2(shape.temporal_stride))
-        self.time_conv = nn.ModuleList(TemporalDown(shape.latent_channels) for _ in range(halvings))
-        self.time_res_stack = nn.ModuleList(TemporalResidual(shape.latent_channels) for _ in range(shape.blocks))
+        self.time_conv = nn.ModuleList(TemporalDown(shape.code_dim) for _ in range(halvings))
+        self.time_res_stack = nn.ModuleList(TemporalResidual(shape.code_dim) for _ in range(shape.blocks))
 
     def frames(self, x_NCHW: Tensor) -> Tensor:
         """The 2-D part."""
@@ -236,9 +243,9 @@ class Decoder(nn.Module):
         widths, last = [shape.width * m for m in shape.multipliers], len(shape.multipliers) - 1
         groups, latent = shape.norm_groups, shape.code_dim
         doublings = int(math.log2(shape.temporal_stride))
-        self.time_res_stack = nn.ModuleList(TemporalResidual(shape.latent_channels) for _ in range(shape.blocks))
-        self.time_conv = nn.ModuleList(TemporalUp(shape.latent_channels) for _ in range(doublings))
-        self.conv_in = nn.Conv2d(shape.latent_channels, widths[-1], _KERNEL, padding=1)
+        self.time_res_stack = nn.ModuleList(TemporalResidual(shape.code_dim) for _ in range(shape.blocks))
+        self.time_conv = nn.ModuleList(TemporalUp(shape.code_dim) for _ in range(doublings))
+        self.conv_in = nn.Conv2d(shape.code_dim, widths[-1], _KERNEL, padding=1)
         self.middle_block = Middle(widths[-1], groups, latent)
         before = [*widths[1:], widths[-1]]
         self.up_block = nn.Module()
@@ -280,8 +287,8 @@ class Emu3Tokenizer(VisionTokenizer):
         self.codebook_size = shape.codebook_size
         self.stride = (shape.temporal_stride, shape.patch * 2 ** (len(shape.multipliers) - 1))
         self.encoder, self.decoder = Encoder(shape), Decoder(shape)
-        self.quant_conv = CausalConv(shape.latent_channels, shape.code_dim, (3, 1, 1))
-        self.post_quant_conv = CausalConv(shape.code_dim, shape.latent_channels, (3, 1, 1))
+        self.quant_conv = CausalConv(shape.code_dim, shape.code_dim, (3, 1, 1))
+        self.post_quant_conv = CausalConv(shape.code_dim, shape.code_dim, (3, 1, 1))
         self.codebook = Codebook(shape.codebook_size, shape.code_dim, learned=shape.codebook == "gradient")
 
     def train(self, mode: bool = True) -> Emu3Tokenizer:

@@ -75,6 +75,8 @@ class VisionTokenizer(nn.Module, ABC):
     """K; 0 where there are latents instead of codes."""
     stride: tuple[int, int]
     """Frames, and pixels of a side, that one place of the finest grid stands for."""
+    decodes: bool = True
+    """Whether it can paint: a published encoder may come alone."""
 
     @abstractmethod
     def grids(self, frames: int, height: int, width: int) -> tuple[Grid, ...]:
@@ -110,22 +112,28 @@ class VisionTokenizer(nn.Module, ABC):
                 f" and of {space} pixels"
             )
 
-    def extra_files(self, folder: Path) -> None:
-        """Write what is needed beside weights and shape."""
-
     def digest(self) -> str:
         """SHA-256 of the shape and of everything that decides codes and pictures."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.shape), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True, default=str).encode())
+        digest.update(self.weights_digest())
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What is no tensor and decides codes and pictures; never a path."""
+        return dataclasses.asdict(self.shape)
+
+    def weights_digest(self) -> bytes:
+        """SHA-256 of all tensors, by name."""
+        digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
             digest.update(name.encode() + raw.numpy().tobytes())
-        return digest.hexdigest()
+        return digest.digest()
 
     def save(self, folder: Path) -> None:
         """Weights and shape into a folder."""
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS_FILE)
         (folder / SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(self.shape), indent=1, sort_keys=True))
-        self.extra_files(folder)
 
 
 def build(shape: shapes.Shape) -> VisionTokenizer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-_BLOCK_ELEMENTS = 1 << 26
+BLOCK_ELEMENTS = 1 << 26
 """Distances held at once (256 MB of floats)."""
 
 
@@ -22,7 +22,7 @@ def distances(latent_MD: Tensor, codebook_KD: Tensor) -> Tensor:
 
 def nearest(latent_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     """(M) index of the nearest code, the lower one of equals."""
-    block = max(1, _BLOCK_ELEMENTS // len(codebook_KD))
+    block = max(1, BLOCK_ELEMENTS // len(codebook_KD))
     return torch.cat([distances(part, codebook_KD).argmin(1) for part in latent_MD.split(block)])
 
 

@@ -68,9 +68,7 @@ class Emu3Shape:
     codebook_size: int = 32_768
     """K, number of codes."""
     code_dim: int = 4
-    """D, size of a code."""
-    latent_channels: int = 4
-    """Channels between encoder and quantiser."""
+    """D, size of a code, and channels of everything in time."""
     patch: int = 1
     """Pixels of the side of a square that is folded into channels first; published: 1."""
     width: int = 256
@@ -111,20 +109,27 @@ class NextFlowShape:
     semantic_heads: int = 12
     teacher: str | None = None
     """SigLIP2 of transformers: a folder or an id of the hub; it starts the semantic branch and is what it is held to."""
+    normalised: bool = True
+    """Compare directions, not vectors (TokenFlow)."""
+    codebook: Literal["ema", "gradient"] = "gradient"
+    decay: float = 0.95
+    dead_below: float = 0.0
+    commitment: float = 0.25
+    """All four as in VqShape."""
     scale_drop: float = 0.5
-    """Share of training samples of which scales are left out at random (NextFlow: 50 %)."""
+    """Probability that a scale, but the finest, is left out of a training step (NextFlow: 50 %)."""
     semantic_loss: float = 1.0
     """Weight of 1 - cosine between the semantic decoder's output and the teacher's features."""
-    commitment: float = 0.25
-    dead_below: float = 0.05
-    """As in VqShape."""
-    decay: float = 0.95
     correction_top_k: int = 10
     """Self-correction: inputs are drawn among this many nearest codes (not published; a setting)."""
     correction_share: float = 0.6
     """Share of tokens whose input is drawn (arXiv 2601.02204: 60 %); 0: none."""
     correction_temperature: float = 1.0
     """Of the softmax over minus the distances (not published; a setting)."""
+    joint: bool = True
+    """Whether the semantic branch has a part in the index: not before the joint phase. Set by training."""
+    deepened: bool = False
+    """Whether the pixel decoder has been doubled. Set by training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +144,10 @@ class VaeShape:
     norm_groups: int = 32
     patch: int = 2
     """Side of the square of latents that makes one place of the grid (Transfusion: 2)."""
+    attention: bool = True
+    """Self-attention at the lowest resolution."""
     kl_weight: float = 1e-6
+    """Of the divergence from the standard normal, nats a pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)

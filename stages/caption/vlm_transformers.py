@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.weights import pretrained
 from stages import weights
 from stages.base import BadRow
 from stages.caption.asking import Question, Shown
@@ -27,10 +28,10 @@ class Local:
     def __init__(self, question: Question) -> None:
         library = weights.transformers()
         self._question = question
-        self._model: Any = weights.pretrained(library.AutoModelForImageTextToText, question.model, dtype="auto")
+        self._model: Any = pretrained(library.AutoModelForImageTextToText, question.model, dtype="auto")
         self._model = self._model.to(weights.device()).eval()
-        self._tokens = weights.pretrained(library.AutoTokenizer, question.model, padding_side="left")
-        self._prepare = weights.pretrained(library.AutoImageProcessor, question.model)
+        self._tokens = pretrained(library.AutoTokenizer, question.model, padding_side="left")
+        self._prepare = pretrained(library.AutoImageProcessor, question.model)
 
     def captions(self, shown: Sequence[Shown | BadRow]) -> list[str | BadRow]:
         """One text per clip, eight clips a call."""

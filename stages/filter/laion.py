@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.types import UserError
+from models.weights import pretrained
 from stages import weights
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Clip:
     def __init__(self, place: str) -> None:
         library = weights.transformers()
         self.device = weights.device()
-        self.model = weights.pretrained(library.CLIPModel, place).to(self.device).eval()
-        self.prepare = weights.pretrained(library.AutoImageProcessor, place)
+        self.model = pretrained(library.CLIPModel, place).to(self.device).eval()
+        self.prepare = pretrained(library.AutoImageProcessor, place)
         self.place = place
 
     def embedded(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -69,7 +70,7 @@ class Clip:
         """Unit embedding of a text, float32 [D]."""
         import torch
 
-        tokens = weights.pretrained(weights.transformers().AutoTokenizer, self.place)
+        tokens = pretrained(weights.transformers().AutoTokenizer, self.place)
         with torch.inference_mode():
             given = tokens([said], return_tensors="pt", truncation=True).to(self.device)
             output = self.model.get_text_features(input_ids=given["input_ids"], attention_mask=given["attention_mask"])

@@ -274,16 +274,19 @@ def measure(tokenizer: VisionTokenizer, samples: Samples) -> tuple[dict[str, flo
     device = next(tokenizer.parameters()).device
     for pictures in samples.measured():
         encoded = tokenizer.encode(to_pixels(torch.from_numpy(pictures)[None]).to(device))
-        painted = to_bytes(tokenizer.decode(encoded)[0]).cpu().numpy()[: len(pictures)]
-        scores.append((float(quality.psnr(pictures, painted).mean()), float(quality.ssim(pictures, painted).mean())))
         if encoded.ids is not None:
             codes.append(encoded.ids.flatten().cpu())
+        if not tokenizer.decodes:
+            continue
+        painted = to_bytes(tokenizer.decode(encoded)[0]).cpu().numpy()[: len(pictures)]
+        scores.append((float(quality.psnr(pictures, painted).mean()), float(quality.ssim(pictures, painted).mean())))
         if len(shown) < _SHOWN:
             shown.append(np.stack([pictures[0], painted[0]]))
-    if not scores:
-        return dict.fromkeys(("psnr", "ssim", "usage", "perplexity")), b""
-    psnr, ssim = np.mean(scores, axis=0)
     used = usage(torch.cat(codes), tokenizer.codebook_size) if codes else (None, None)
+    measured: dict[str, float | None] = {"psnr": None, "ssim": None, "usage": used[0], "perplexity": used[1]}
+    if not scores:
+        return measured, b""
+    psnr, ssim = np.mean(scores, axis=0)
     sheet = np.concatenate([np.stack([pair[row] for pair in shown]) for row in range(2)])
     picture = frames.to_png(frames.mosaic(sheet, len(shown)), scale=2 if sheet.shape[1] < 128 else 1)
-    return {"psnr": float(psnr), "ssim": float(ssim), "usage": used[0], "perplexity": used[1]}, picture
+    return measured | {"psnr": float(psnr), "ssim": float(ssim)}, picture

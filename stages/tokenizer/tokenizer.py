@@ -49,8 +49,8 @@ class Tokenizer(JobStage):
             ("files_sha256", pa.string()),
             ("kind", pa.string()),
             ("codebook_size", pa.int32()),
-            ("psnr", pa.float64()),
-            ("ssim", pa.float64()),
+            pa.field("psnr", pa.float64(), nullable=True),
+            pa.field("ssim", pa.float64(), nullable=True),
             pa.field("perplexity", pa.float64(), nullable=True),
             pa.field("usage", pa.float64(), nullable=True),
         ]

@@ -1,0 +1,79 @@
+"""Scale schedules of next-scale models: which grids a picture is quantised on, coarse to fine, and what a scale weighs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Sides = tuple[int, int]
+"""Rows and columns of places."""
+
+VAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+VAR_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+VAR_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+"""arXiv 2404.02905: 680, 2240 and 9451 places."""
+TOKENFLOW_256 = (1, 2, 4, 6, 8, 10, 12, 14, 16)
+TOKENFLOW_384 = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 22, 27)
+"""arXiv 2412.03069."""
+NEXTFLOW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
+"""arXiv 2601.02204: the first 12 are the 256 level (900 places), 16 the 512 level (3684), all 18 the 1024 level (10,084)."""
+NUM_ASPECTS = 40
+_LONGEST = 4.0
+_CLOSEST = 0.9
+"""A scale whose side is nearer than this to the finest one is left out: published neighbours are at most 0.875 apart."""
+
+
+def grids_of(scales: Sequence[int], height: int, width: int) -> tuple[Sides, ...]:
+    """Grids for a picture of height x width places: the schedule up to it, each scale in the picture's own shape.
+
+    Of a scale with side s the grid has about s * s places, so that every shape has nearly as many places at every
+    scale as the square one has; the last grid is the picture's. The paper names 40 shapes and this property, not the
+    grids: the rule is ours. For squares it gives the published schedule.
+    """
+    finest = math.sqrt(height * width)
+    coarser = [side for side in scales if side <= _CLOSEST * finest]
+    found = [_fitted(side, height, width) for side in coarser] + [(height, width)]
+    return tuple(dict.fromkeys(found))
+
+
+def _fitted(side: int, height: int, width: int) -> Sides:
+    """Of all grids within the picture's, the one nearest to side * side places and to the picture's shape."""
+
+    def distance(sides: Sides) -> float:
+        places, shape = sides[0] * sides[1] / side**2, sides[0] / sides[1] / (height / width)
+        return 4 * abs(math.log(places)) + abs(math.log(shape))
+
+    choices = [
+        (rows, columns)
+        for rows in range(1, height + 1)
+        for columns in {side * side // rows, side * side // rows + 1}
+        if 1 <= columns <= width
+    ]
+    return min(choices, key=lambda sides: (distance(sides), sides))
+
+
+def aspects(side: int) -> tuple[Sides, ...]:
+    """40 finest grids of about side * side places, from 1:4 to 4:1 in equal steps of the logarithm."""
+    ratios = [_LONGEST ** (2 * place / (NUM_ASPECTS - 1) - 1) for place in range(NUM_ASPECTS)]
+    rows = [max(1, round(side * math.sqrt(ratio))) for ratio in ratios]
+    return tuple((r, max(1, round(side * side / r))) for r in rows)
+
+
+def nearest_aspect(side: int, height: int, width: int) -> Sides:
+    """The one of `aspects` that is nearest in shape to a picture of these pixels."""
+    return min(aspects(side), key=lambda sides: abs(math.log(sides[0] / sides[1] / (height / width))))
+
+
+def num_places(grids: Sequence[Sides]) -> int:
+    """Codes of all scales together."""
+    return sum(rows * columns for rows, columns in grids)
+
+
+def scale_weights(grids: Sequence[Sides], alpha: float = 0.9) -> list[float]:
+    """Loss weight of a code of each scale: 1 / places^alpha, times what leaves the sum over all codes as it was.
+
+    arXiv 2601.02204, section on scale reweighting, alpha 0.9.
+    """
+    plain = [(rows * columns) ** -alpha for rows, columns in grids]
+    total = sum(weight * rows * columns for weight, (rows, columns) in zip(plain, grids, strict=True))
+    return [weight * num_places(grids) / total for weight in plain]
