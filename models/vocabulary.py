@@ -45,8 +45,6 @@ class Vocabulary:
     """End of a frame."""
     visual_offset: int
     """Id of visual code 0."""
-    text_tokenizer: str = "bytes"
-    """What `models.tokenizers.text.load_text_tokenizer` is given: "bytes" or the path of a tokenizer.json."""
     text_digest: str = ""
     """Digest of the text tokenizer."""
     vision_digest: str = ""
@@ -54,7 +52,7 @@ class Vocabulary:
 
     @classmethod
     def compact(cls, text_size: int, codebook_size: int, **tokenizers: Any) -> Vocabulary:
-        """Text, then the eight specials, then visual codes, with no gap; `tokenizers`: name and digests."""
+        """Text, then the eight specials, then visual codes, with no gap; `tokenizers`: their digests."""
         names = ("bos", "eos", "pad", "boi", "img", "eoi", "eol", "eof")
         specials = {name: text_size + place for place, name in enumerate(names)}
         return cls(

@@ -11,6 +11,7 @@ from stages.extract import Indices
 from stages.filter.score import Scores
 from stages.ingest import Files, Images, Texts, Videos
 from stages.pack import Packs
+from stages.text_tokenizer import TextTokenizer
 from stages.tokenizer.tokenizer import Tokenizer
 from stages.train.train import Model
 
@@ -27,6 +28,7 @@ def graph(config: Config) -> Graph:
         config.node(Captions, selected=True),
         config.node(Tokenizer, selected=True),
         config.node(Indices, selected=True),
+        config.node(TextTokenizer),
         config.node(Packs),
         config.node(Model),
         config.node(Evals, selected=True),

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from models.tokenizers.interface import Encoded, VisionTokenizer
 
-BATCH_PIXELS = {"cpu": 2**16, "cuda": 2**22}
-"""Pixels that are encoded at once. Kernels round differently for another batch size, and a code at a tie would depend
-on it: so the batch of a shape has always the same size, filled with copies of its last clip (and that is why it is
-here, in the code, and no setting)."""
+BATCH_PIXELS = {"cpu": 2**12, "cuda": 2**20}
+"""Pixels that are encoded at once, at least one clip. Kernels round differently for another batch size, and a code at a tie
+would depend on it: so the batch of a shape has always the same size, filled with copies of its last clip (and that is why
+it is here, in the code, and no setting). A CPU gains nothing from more than one clip, and what fills a batch is waste."""
 _DECODERS = 2
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -46,6 +45,7 @@ class Packs(JobStage):
         Edge("captions", columns=("text", "held_out")),
         Edge("indices", columns=_INDICES),
         Edge("texts", columns=("text", "held_out")),
+        Edge("text_tokenizer", role="side"),
     )
     schema: ClassVar[pa.Schema] = pa.schema(
         [
@@ -81,21 +81,12 @@ class Packs(JobStage):
     """Fraction of pairs with the caption after the image, 0 to 1."""
     vision_weight: float = 0.5
     """Loss weight of tokens of the vision block (Emu3: 0.5); text has 1."""
-    text_tokenizer: str = "bytes"
-    """"bytes", or the path of a tokenizer.json (its digest enters the key, not its path)."""
     open_bins: int = 8
     """Packs that may be open at once."""
     group_one_in: int = 1024
     """Mean number of samples in a group."""
     seed: int = 0
     """Of the order in training."""
-
-    def settings(self) -> dict[str, Any]:
-        """Every field, with the digest of the text tokenizer's file in place of its path."""
-        path = Path(self.text_tokenizer)
-        if self.text_tokenizer == "bytes" or not path.is_file():
-            return super().settings()
-        return super().settings() | {"text_tokenizer": hashlib.sha256(path.read_bytes()).hexdigest()}
 
     def run(self, job: Job) -> Iterator[Row]:
         """Read, build the samples, pack, order, report."""
@@ -152,7 +143,7 @@ class Packs(JobStage):
     def _samples(self, job: Job) -> tuple[list[Sample], Vocabulary]:
         from models.tokenizers.text import load_text_tokenizer
 
-        text = load_text_tokenizer(self.text_tokenizer)
+        text = load_text_tokenizer(job.checkpoint("text_tokenizer"))
         indices = {row["parents"][0]: row for row in _kept(job, "indices", _INDICES)}
         if any(row["ids"] is None or len(row["grids"]) > 1 for row in indices.values()):
             raise UserError(
@@ -168,7 +159,6 @@ class Packs(JobStage):
         vocabulary = Vocabulary.compact(
             text.size,
             codebook_size,
-            text_tokenizer=self.text_tokenizer,
             text_digest=text.digest,
             vision_digest=vision_digest,
         )

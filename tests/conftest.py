@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real data; skipped where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real data is not at {SHARED}: set PLAIT_SHARED_DATA")
+    return SHARED
+
+
 S3_SECRET = "plait-test-secret-7f3a"
 S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "plait-test-id", "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_REGION": "us-east-1"}
 

@@ -9,7 +9,14 @@ from infra.types import UserError
 from pipelines.cli.compose import CONF, compose, setup
 
 
-WEIGHTS = {"published": ["tokenizer.shape.place"], "vq-published": ["tokenizer.lpips_weights"]}
+_LPIPS = "tokenizer.lpips_weights"
+WEIGHTS = {
+    "published": ["tokenizer.shape.place"],
+    "vq-published": [_LPIPS],
+    "emu3-published": [_LPIPS],
+    "vae-published": [_LPIPS],
+    "nextflow-published": [_LPIPS, "tokenizer.shape.teacher"],
+}
 """Settings of a choice of conf/ that have no value until somebody gives one."""
 
 

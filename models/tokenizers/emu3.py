@@ -12,7 +12,7 @@ depends on its neighbours, nor the result on the number of workers. Trained from
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,8 +22,8 @@ from torch.nn.functional import interpolate, mse_loss, pad, pixel_shuffle, pixel
 from models.tokenizers.interface import Encoded, Grid, Painted, VisionTokenizer
 from models.tokenizers.quantise import Codebook, straight_through
 from models.tokenizers.shapes import Emu3Shape
+from models.tokenizers.towers import norm
 
-_EPS = 1e-6
 _KERNEL = 3
 _HALVED = 2.0
 """What the rectifier behind a convolution takes from small values: silu(x) is about x / 2."""
@@ -90,11 +90,13 @@ class SpatialNorm(nn.Module):
 
     def __init__(self, groups: int, width: int, width_latent: int) -> None:
         super().__init__()
-        self.norm_layer = nn.GroupNorm(groups, width, eps=_EPS)
+        self.norm_layer = norm(groups, width)
         self.conv_y = nn.Conv2d(width_latent, width, 1)
         self.conv_b = nn.Conv2d(width_latent, width, 1)
-        assert self.conv_y.bias is not None
-        nn.init.ones_(self.conv_y.bias)
+        for conv, bias in ((self.conv_y, 1.0), (self.conv_b, 0.0)):  # begin as a plain normalisation
+            nn.init.zeros_(conv.weight)
+            assert conv.bias is not None
+            nn.init.constant_(conv.bias, bias)
 
     def forward(self, x_NCHW: Tensor, latent_NDhw: Tensor) -> Tensor:
         """Same shape out."""
@@ -138,7 +140,7 @@ class Attention(nn.Module):
 def norm_of(groups: int, width: int, width_latent: int | None) -> nn.Module:
     """Group normalisation of the encoder, or the decoder's conditioned one."""
     if width_latent is None:
-        return nn.GroupNorm(groups, width, eps=_EPS)
+        return norm(groups, width)
     return SpatialNorm(groups, width, width_latent)
 
 
@@ -212,7 +214,7 @@ class Encoder(nn.Module):
             for i in range(last + 1)
         )  # fmt: skip
         self.middle_block = Middle(widths[-1], shape.norm_groups, None)
-        self.norm_out = nn.GroupNorm(shape.norm_groups, widths[-1], eps=_EPS)
+        self.norm_out = norm(shape.norm_groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], shape.code_dim, _KERNEL, padding=1)
         halvings = int(math.log2(shape.temporal_stride))
         self.time_conv = nn.ModuleList(TemporalDown(shape.code_dim) for _ in range(halvings))
@@ -333,7 +335,7 @@ class Emu3Tokenizer(VisionTokenizer):
         codes_NLD = self.codebook.codes()[encoded.ids]
         return self.paint(codes_NLD.unflatten(1, encoded.grids[0])).clamp(-1, 1)
 
-    def forward(self, pixels_NT3HW: Tensor, seed: int) -> Painted:
+    def forward(self, pixels_NT3HW: Tensor, seed: int, places: Sequence[int] | None = None) -> Painted:
         """Reconstruction through the codes, commitment and codebook loss."""
         latent_NthwD = self.latent(pixels_NT3HW)
         flat_MD = latent_NthwD.flatten(0, 3)

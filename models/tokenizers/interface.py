@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,8 +91,11 @@ class VisionTokenizer(nn.Module, ABC):
         """(N, T, 3, H, W) in -1..1, of the targets (`ids`); no gradient."""
 
     @abstractmethod
-    def forward(self, pixels_NT3HW: Tensor, seed: int) -> Painted:
-        """One training pass; all that is random in it is drawn from the seed."""
+    def forward(self, pixels_NT3HW: Tensor, seed: int, places: Sequence[int] | None = None) -> Painted:
+        """One training pass over the samples at these places of the step (all of it, where none are given).
+
+        What is random about the step is drawn from the seed, what is random about a sample from the seed and its place.
+        """
 
     def learn(self, latents_MD: Tensor, codes_M: Tensor, seed: int) -> int:
         """The codebook's own step over all latents of the step, of all workers; returns how many codes restarted."""

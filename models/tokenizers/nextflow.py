@@ -172,7 +172,7 @@ class NextFlowTokenizer(VisionTokenizer):
         total = torch.stack(list(multiscale.parts(ids, scales, full, self.lookup))).sum(0)
         return self.decoder(total).unflatten(0, (len(encoded.ids), frames)).clamp(-1, 1)
 
-    def forward(self, pixels_NT3HW: Tensor, seed: int) -> Painted:
+    def forward(self, pixels_NT3HW: Tensor, seed: int, places: Sequence[int] | None = None) -> Painted:
         """Reconstruction over the scales that were not dropped; commitment, codebook and semantic losses."""
         pixels_N3HW = pixels_NT3HW.flatten(0, 1)
         latent = self.latent(pixels_N3HW)

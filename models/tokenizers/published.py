@@ -11,6 +11,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -60,7 +61,7 @@ class PublishedTokenizer(VisionTokenizer):
         """Frames; ValueError where the published model has no decoder."""
         return self.adapter.decode(encoded).clamp(-1, 1)
 
-    def forward(self, pixels_NT3HW: Tensor, seed: int) -> Painted:
+    def forward(self, pixels_NT3HW: Tensor, seed: int, places: Sequence[int] | None = None) -> Painted:
         """Not trained."""
         raise ValueError("a published tokenizer is taken as it is: train one of another kind")
 

@@ -1,14 +1,15 @@
-"""Text tokenizers: plain bytes, which need no files, or any Hugging Face tokenizer.json.
+"""Text tokenizers: plain bytes, a byte-level BPE of our own training, or any Hugging Face tokenizer.json.
 
-A tokenizer is named by a word: "bytes", or the path of a tokenizer.json; its digest says what it really was.
+A folder holds one, as tokenizer.json or, of bytes, as an empty file; its digest says what it really is.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
-BYTES = "bytes"
+BYTES, TOKENIZER_FILE = "bytes", "tokenizer.json"
 
 
 class ByteTokenizer:
@@ -46,17 +47,29 @@ class FileTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def load_text_tokenizer(name: str, digest: str = "") -> ByteTokenizer | FileTokenizer:
-    """The tokenizer called `name` ("bytes" or a path); refuses one whose digest is not the expected one."""
-    if name == BYTES:
-        tokenizer: ByteTokenizer | FileTokenizer = ByteTokenizer()
-    elif Path(name).is_file():
-        tokenizer = FileTokenizer(Path(name))
-    else:
-        raise FileNotFoundError(f"text tokenizer is {name!r}; give {BYTES!r} or the path of a tokenizer.json")
-    if digest and digest != tokenizer.digest:
-        raise ValueError(
-            f"text tokenizer {name!r} has digest {tokenizer.digest[:12]}, the tokens were made with {digest[:12]};"
-            " restore the file they were made with"
-        )
-    return tokenizer
+def load_text_tokenizer(folder: Path) -> ByteTokenizer | FileTokenizer:
+    """The tokenizer of a checkpoint folder: its tokenizer.json, or plain bytes where it says so."""
+    if (folder / TOKENIZER_FILE).is_file():
+        return FileTokenizer(folder / TOKENIZER_FILE)
+    if (folder / BYTES).is_file():
+        return ByteTokenizer()
+    raise FileNotFoundError(f"there is no text tokenizer in {folder}: it holds {TOKENIZER_FILE}, or a file called {BYTES}")
+
+
+def train_bpe(texts: Iterable[str], size: int, path: Path) -> FileTokenizer:
+    """Train a byte-level BPE of `size` ids on texts and write it as a tokenizer.json, the same file for the same texts.
+
+    It loses nothing: no normaliser, no prefix space, every byte has an id (Hugging Face `tokenizers`; GPT-2's scheme).
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if size < len(alphabet):
+        raise ValueError(f"a byte-level BPE of {size} ids is too small: give {len(alphabet)} or more")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[attr-defined]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[attr-defined]
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=sorted(alphabet), show_progress=False)
+    tokenizer.train_from_iterator(sorted(texts), trainer)
+    path.write_text(tokenizer.to_str(pretty=True))
+    return FileTokenizer(path)

@@ -6,6 +6,7 @@ place (Transfusion's linear patches, section 3.2). A video is its frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -77,10 +78,13 @@ class VaeTokenizer(VisionTokenizer):
         latents = unpatched(encoded.latents, self.shape.patch)
         return self.vae.decode(latents.flatten(0, 1)).sample.unflatten(0, latents.shape[:2]).clamp(-1, 1)
 
-    def forward(self, pixels_NT3HW: Tensor, seed: int) -> Painted:
+    def forward(self, pixels_NT3HW: Tensor, seed: int, places: Sequence[int] | None = None) -> Painted:
         """Reconstruction of a sample of the posterior, and its divergence from the standard normal, nats a pixel."""
         posterior = self.vae.encode(pixels_NT3HW.flatten(0, 1)).latent_dist
-        noise = torch.empty_like(posterior.mean, device="cpu").normal_(generator=torch.Generator().manual_seed(seed))
-        painted = self.vae.decode(posterior.mean + posterior.std * noise.to(posterior.mean)).sample
+        places = range(len(pixels_NT3HW)) if places is None else places
+        shape = (pixels_NT3HW.shape[1], *posterior.mean.shape[1:])
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed((seed << 20) + place)) for place in places]
+        noise = torch.cat(draws).to(posterior.mean)
+        painted = self.vae.decode(posterior.mean + posterior.std * noise).sample
         divergence = posterior.kl().sum() / (pixels_NT3HW.numel() / 3)
         return Painted(pixels=painted.view_as(pixels_NT3HW), terms={"kl": self.shape.kl_weight * divergence})

@@ -7,6 +7,7 @@ frames, one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -60,7 +61,7 @@ class VqTokenizer(VisionTokenizer):
         latent_NhwD = self.codebook.codes()[encoded.ids].view(n * t, h, w, -1)
         return self.decoder(latent_NhwD.permute(0, 3, 1, 2)).unflatten(0, (n, t)).clamp(-1, 1)
 
-    def forward(self, pixels_NT3HW: Tensor, seed: int) -> Painted:
+    def forward(self, pixels_NT3HW: Tensor, seed: int, places: Sequence[int] | None = None) -> Painted:
         """Reconstruction through the codes, and the commitment (and codebook) loss."""
         latent_NhwD = self.latent(pixels_NT3HW.flatten(0, 1))
         flat_MD = latent_NhwD.flatten(0, 2)

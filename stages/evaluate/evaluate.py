@@ -68,6 +68,7 @@ class Evals(JobStage):
         Edge("packs", columns=("tokens", "segments")),
         Edge("model", role="side"),
         Edge("tokenizer", role="side"),
+        Edge("text_tokenizer", role="side"),
     )
     schema: ClassVar[pa.Schema] = pa.schema(
         [
@@ -109,11 +110,12 @@ class Evals(JobStage):
 
         torch.set_num_threads(1)
         trunk, vocabulary, step = load_trunk(job.checkpoint("model"))
-        text = load_text_tokenizer(vocabulary.text_tokenizer, vocabulary.text_digest)
+        text = load_text_tokenizer(job.checkpoint("text_tokenizer"))
         tokenizer = load_tokenizer(job.checkpoint("tokenizer"))
-        if vocabulary.vision_digest and vocabulary.vision_digest != tokenizer.digest():
+        seen = vocabulary.vision_digest or tokenizer.digest(), vocabulary.text_digest
+        if seen != (tokenizer.digest(), text.digest):
             raise UserError(
-                "the model was trained on codes of another tokenizer than the one given;"
+                "the model was trained on tokens of another tokenizer than the one given;"
                 " run plait run --from indices to bring both together"
             )
         subject = _Subject(trunk, vocabulary, text, tokenizer, step)

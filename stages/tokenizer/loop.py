@@ -124,7 +124,7 @@ class Learner:
         draw = stage.seed * 1_000_003 + self.step
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        painted: Painted = self.parallel(pixels_NT3HW, draw)
+        painted: Painted = self.parallel(pixels_NT3HW, draw, range(rank, stage.batch, world))
         error = l1_loss(painted.pixels, pixels_NT3HW), mse_loss(painted.pixels, pixels_NT3HW)
         terms = {"l1": stage.l1 * error[0], "l2": stage.l2 * error[1], **painted.terms}
         if self.lpips is not None:
@@ -134,6 +134,7 @@ class Learner:
             terms["gan"] = stage.gan * self._fooled(painted.pixels)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], stage.clip)
         self.optimizer.step()
         told = {name: float(term.detach()) for name, term in terms.items()}
         if judged:

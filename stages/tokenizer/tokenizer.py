@@ -74,6 +74,8 @@ class Tokenizer(JobStage):
     """Samples a step."""
     learning_rate: float = 3e-3
     """Peak of Adam's, in each phase: 50 steps of warm-up, then linear to a hundredth."""
+    clip: float = 1.0
+    """Largest norm of the gradient (TokenFlow: 1)."""
     l1: float = 1.0
     """Weight of the mean absolute error of pixels in -1..1."""
     l2: float = 1.0
@@ -93,7 +95,7 @@ class Tokenizer(JobStage):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        above_zero(self, "size", "frames_per_clip", "frames_per_sample", "batch", "learning_rate", "checkpoint_every")
+        above_zero(self, "size", "frames_per_clip", "frames_per_sample", "batch", "learning_rate", "clip", "checkpoint_every")
         allowed = () if self.shape.kind == "published" else PHASES.get(self.shape.kind, ("all",))
         for name, steps in self.phases.items():
             if name not in allowed or steps < 0:

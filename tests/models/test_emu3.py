@@ -99,8 +99,8 @@ def test_the_encoders_time_looks_back_only() -> None:
 def test_training_does_not_see_neighbours_and_brings_the_error_down(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = Emu3Shape(
-        kind="emu3", codebook_size=32, patch=4, width=16, multipliers=(1, 2), blocks=1, norm_groups=8, codebook="ema",
-        decay=0.9, dead_below=0.01,
+        kind="emu3", codebook_size=32, patch=4, width=16, multipliers=(1, 2), blocks=1, norm_groups=0, codebook="ema",
+        decay=0.9, dead_below=0.01, attention=False, code_dim=8,
     )  # fmt: skip
     tokenizer = Emu3Tokenizer(shape).train()
     assert tokenizer.stride == (4, 8) and not any(m.training for m in tokenizer.modules() if isinstance(m, nn.BatchNorm3d))
@@ -110,7 +110,7 @@ def test_training_does_not_see_neighbours_and_brings_the_error_down(tmp_path: Pa
     assert torch.allclose(alone, together, atol=1e-5)
     optimizer = torch.optim.Adam([p for p in tokenizer.parameters() if p.requires_grad], lr=3e-3)
     errors = []
-    for step in range(60):
+    for step in range(120):
         batch = pixels[(step % 4) * 8 :][:8]
         painted = tokenizer(batch, step)
         error = mse_loss(painted.pixels, batch)
@@ -119,7 +119,7 @@ def test_training_does_not_see_neighbours_and_brings_the_error_down(tmp_path: Pa
         optimizer.step()
         tokenizer.learn(painted.latents.flatten(0, 1), painted.codes.flatten(), step)
         errors.append(error.item())
-    assert sum(errors[-8:]) < 0.6 * sum(errors[:8])
+    assert sum(errors[-8:]) < 0.7 * sum(errors[:8])
     tokenizer.eval().save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.digest() == tokenizer.digest() and torch.equal(again.encode(pixels).ids, tokenizer.encode(pixels).ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-
-SHARED = Path(os.environ.get("PLAIT_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,6 @@ def raw_row(path: Path, dataset: str = "files", **more: Any) -> dict[str, Any]:
         "dataset": dataset,
         **more,
     }
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The real data; skipped where it is not."""
-    if not SHARED.is_dir():
-        pytest.skip(f"the real data is not at {SHARED}: set PLAIT_SHARED_DATA")
-    return SHARED
 
 
 @dataclass(frozen=True)

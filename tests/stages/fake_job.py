@@ -83,6 +83,11 @@ class FakeJob:
     def __post_init__(self) -> None:
         (self.scratch / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.checkpoints = FakeCheckpoints(self.scratch / "checkpoints")
+        if "text_tokenizer" not in self.sides:  # texts are bytes, unless a test brings another tokenizer
+            folder = self.scratch / "text_tokenizer"
+            folder.mkdir(exist_ok=True)
+            (folder / "bytes").touch()
+            self.sides = {**self.sides, "text_tokenizer": folder}
 
     def reader(self, dataset: str) -> FakeReader:
         return FakeReader(self.tables[dataset])

@@ -174,11 +174,3 @@ def test_the_report_stands_beside_both_baselines(tmp_path: Path) -> None:
     assert report["imbalance"] == pytest.approx(max(costs) / np.mean(costs))
     assert 0.8 < report["fill"] <= 1 and report["pad_to_longest/padding_fraction"] > 0.2
     assert job.pictures["packs"].startswith(b"\x89PNG")
-
-
-def test_a_text_tokenizer_is_in_the_key_by_content(tmp_path: Path) -> None:
-    assert stage().settings()["text_tokenizer"] == "bytes"
-    for name in ("one.json", "two.json"):
-        (tmp_path / name).write_text("{}")
-    one, two = (stage(text_tokenizer=str(tmp_path / n)).settings()["text_tokenizer"] for n in ("one.json", "two.json"))
-    assert one == two and len(one) == 64
