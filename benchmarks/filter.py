@@ -34,7 +34,7 @@ from stages import media
 from stages.clip import Clips
 from stages.filter import colour, fingerprint, flow, quality, text_area
 from stages.filter.score import Scores
-from stages.ingest import probe
+from stages.probe import probe
 
 NAMES = ("bikes.mp4", "stream.mp4", "nasa_13013.mp4", "countdown.mp4", "chaplin.mp4", "toy_rabbit.webm", "counter.mp4")
 LOOK, MOVE, SIDE = 2.0, 8.0, text_area.SHORT_SIDE
