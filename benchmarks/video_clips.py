@@ -25,7 +25,7 @@ from unittest import mock
 from benchmarks.video_measure import Times, asked, ratio, taking_turns
 from stages import media, mp4
 from stages.clip import Clips, _parts
-from stages.ingest import probe
+from stages.probe import probe
 
 Films = list[tuple[Path, dict[str, Any], list[tuple[int, int]]]]
 

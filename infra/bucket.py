@@ -76,6 +76,11 @@ class Bucket:
         """A local file with the object's bytes, for as long as the context is open."""
         raise NotImplementedError
 
+    def part(self, name: str, offset: int, size_bytes: int, target: Path) -> None:
+        """Write `size_bytes` of the object from `offset` on to a local file, fewer where it ends before; only these
+        bytes travel. FileNotFoundError where there is no such object."""
+        raise NotImplementedError
+
     def url(self, name: str) -> str:
         """Full address of a name, as Lance and people read it."""
         return f"{self.uri}/{checked(name)}" if name else self.uri

@@ -12,6 +12,8 @@ from pathlib import Path
 from infra.bucket import Bucket, Entry, checked
 from infra.types import RunError, UserError
 
+_CHUNK = 1 << 20
+
 
 def _unreadable(error: OSError) -> None:
     """A folder that is not there holds nothing; one that may not be read would lose rows in silence."""
@@ -115,6 +117,14 @@ class LocalBucket(Bucket):
     def local(self, name: str) -> AbstractContextManager[Path]:
         """See Bucket; the file itself: do not write to it."""
         return nullcontext(self._path(name))
+
+    def part(self, name: str, offset: int, size_bytes: int, target: Path) -> None:
+        """See Bucket."""
+        with self._path(name).open("rb") as source, target.open("wb") as file:
+            source.seek(offset)
+            while size_bytes > 0 and (chunk := source.read(min(_CHUNK, size_bytes))):
+                file.write(chunk)
+                size_bytes -= len(chunk)
 
     def _path(self, name: str) -> Path:
         """The file of a name; a name that is not UTF-8 on disk is listed with \\xNN in place of the odd bytes."""

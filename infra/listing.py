@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,6 @@ from infra.bucket import Bucket, UnsafeNameError
 from infra.types import BadRow, TransientError, UserError
 
 RELIST = "run again, without --only or --from, so that it is listed anew"
-_CHUNK = 1 << 20
 SCHEMA = pa.schema(
     [
         ("key", pa.binary(16)),
@@ -80,8 +79,9 @@ class SourceFile:
 
     @contextmanager
     def local(self) -> Generator[Path]:
-        """A local path with checked bytes."""
-        with self._fetch() as path:
+        """A local path with checked bytes; of a shard only this file's range is read."""
+        with ExitStack() as opened:
+            path = self._fetched(opened)
             if self.digest is not None and self._sha256(path) != self.digest:
                 raise TransientError(f"{self.path} changed after it was listed: {RELIST}")
             yield path
@@ -93,30 +93,21 @@ class SourceFile:
         with self.local() as path:
             return io.BytesIO(path.read_bytes())
 
-    def _fetch(self) -> AbstractContextManager[Path]:
+    def _fetched(self, opened: ExitStack) -> Path:
         held = self.container or self.path
         try:
-            if self.bucket.size(held) is None:
-                raise FileNotFoundError(held)
-            return self.bucket.local(held) if self.container is None else self._part()
+            if self.container is None:
+                if self.bucket.size(held) is None:
+                    raise FileNotFoundError(held)
+                return opened.enter_context(self.bucket.local(held))
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="plait-member-"))
+            member = Path(folder, f"member{Path(self.path).suffix}")
+            self.bucket.part(held, self.offset, self.size_bytes, member)
+            return member
         except UnsafeNameError as error:
             raise BadRow(str(error)) from error
         except FileNotFoundError as error:
             raise TransientError(f"{held} vanished after it was listed: {RELIST}") from error
-
-    @contextmanager
-    def _part(self) -> Generator[Path]:
-        """The member's bytes as a file, with its suffix."""
-        assert self.container is not None
-        with tempfile.TemporaryDirectory(prefix="plait-member-") as folder:
-            target = Path(folder) / f"member{Path(self.path).suffix}"
-            with self.bucket.local(self.container) as shard, shard.open("rb") as source, target.open("wb") as member:
-                source.seek(self.offset)
-                left = self.size_bytes
-                while left and (chunk := source.read(min(_CHUNK, left))):
-                    member.write(chunk)
-                    left -= len(chunk)
-            yield target
 
     @staticmethod
     def _sha256(path: Path) -> str:

@@ -76,7 +76,7 @@ class S3Bucket(Bucket):
             return getattr(self._client, verb)(Bucket=self.bucket, **arguments)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in ("NoSuchKey", "404", "PreconditionFailed", "412", "ConditionalRequestConflict"):
+            if code in ("NoSuchKey", "404", "PreconditionFailed", "412", "ConditionalRequestConflict", "InvalidRange"):
                 raise
             if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
                 raise UserError(f"the store refused {self.uri}/{name} ({code}): check the bucket's name, and AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment") from None  # fmt: skip  # noqa: E501
@@ -88,13 +88,13 @@ class S3Bucket(Bucket):
                 raise UserError(f"no credentials for {self.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment") from None  # fmt: skip  # noqa: E501
             raise TransientError(f"the store at {self.endpoint or 'AWS'} did not answer for {name} ({type(error).__name__}): run the same command again") from error  # fmt: skip  # noqa: E501
 
-    def _read(self, name: str, take: Callable[[Any], T]) -> T:
+    def _read(self, name: str, take: Callable[[Any], T], **arguments: Any) -> T:
         """What `take` makes of an object's body, from its beginning again where the body was cut: boto3 retries
         requests, and not bodies."""
         from botocore.exceptions import BotoCoreError
 
         for attempt in range(1 + self.num_retries):
-            body = self._call("get_object", name, Key=self._key(name))["Body"]
+            body = self._call("get_object", name, Key=self._key(name), **arguments)["Body"]
             try:
                 return take(body)
             except BotoCoreError:
@@ -182,6 +182,19 @@ class S3Bucket(Bucket):
             except ClientError as error:
                 raise FileNotFoundError(f"{self.uri}/{name}") from error
             yield path
+
+    def part(self, name: str, offset: int, size_bytes: int, target: Path) -> None:
+        """See Bucket; one ranged request."""
+        from botocore.exceptions import ClientError
+
+        target.write_bytes(b"")
+        if size_bytes <= 0:  # a range cannot say "nothing"
+            return
+        try:
+            self._read(name, lambda body: _copy(body, target), Range=f"bytes={offset}-{offset + size_bytes - 1}")
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "InvalidRange":  # it begins behind the object's end
+                raise FileNotFoundError(f"{self.uri}/{name}") from error
 
     def date(self) -> str:
         """What time the store says it is, as an HTTP date."""

@@ -51,8 +51,8 @@ class Film:
     def frames(self) -> Iterator[av.VideoFrame]:
         """Decoded frames in order of display, up to the end or to the first error (see `broken`).
 
-        What the decoder still holds when a packet is at fault comes too: how much that is depends on its threads, and
-        the number of frames must not.
+        What the decoder still holds when a packet is at fault comes too. How much that is depends on the number of
+        its threads alone, which is fixed (`THREADS`), so that the number of frames is the same anywhere.
         """
         from av.error import FFmpegError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from infra.types import UserError
-from stages import weights
+from stages import reading, weights
 from stages.base import BadRow, Stage
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Asking(Stage):
         """The fields that matter to the captioner, and the digest of the prompt's text."""
         given = super().settings()
         if self.captioner == "pixels":
-            return {name: value for name, value in given.items() if name not in _ONLY_MODELS}
+            given = {name: value for name, value in given.items() if name not in _ONLY_MODELS}
+            return given | {"reading": reading.REVISION}
         return given | {"prompt_digest": self.prompt_digest(), "model": self.model_name()}
 
     def model_name(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from infra.types import UserError
-from stages import media, weights
+from stages import media, reading, weights
 from stages.base import BadRow, Edge, Outcome, Row, RowStage, above_zero
 from stages.filter import colour, fingerprint, flow, quality, text_area
 
@@ -55,6 +55,7 @@ class Scores(RowStage):
     """
 
     writes: ClassVar[str] = "scores"
+    revision: ClassVar[int] = reading.REVISION
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("clips", columns=("media", "source_kind", "fps", "num_frames", "width", "height")),
     )

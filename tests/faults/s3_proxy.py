@@ -41,6 +41,8 @@ class S3Proxy(ThreadingHTTPServer):
         self.random = random.Random(seed)
         self.lock = threading.Lock()
         self.num_requests = 0
+        self.num_bytes = 0
+        """Bytes of bodies sent to the client."""
         self.down_after: int | None = None
         self.injected: Counter[str] = Counter()
         """How often each fault was injected, by fault, and by (fault, who asked): `boto` or `lance`."""
@@ -128,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         step = max(1, -(-len(sent) // DRIBBLES)) if fault in ("cut", "dribble") else max(1, len(sent))
         for start in range(0, len(sent), step):
             self.wfile.write(sent[start : start + step])
+            self.server.num_bytes += len(sent[start : start + step])
             self.wfile.flush()
             time.sleep(DRIBBLE_S if step < len(sent) else 0)  # or a reset overtakes what was sent
         if fault == "cut":

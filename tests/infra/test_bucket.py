@@ -1,16 +1,20 @@
 """One interface over a folder and over S3: of all who put a name, one wins, and everybody reads the winner's bytes."""
 
+import hashlib
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infra.bucket import open_bucket
 from infra.folder_bucket import LocalBucket
+from infra.listing import SourceFile
 from infra.s3_bucket import S3Bucket
 from infra.types import TransientError, UserError
+from tests.faults.s3_proxy import S3Proxy
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -50,6 +54,36 @@ def test_names_sizes_and_bytes_come_back(bucket, tmp_path):
     with bucket.local("big/file") as path:
         assert path.read_bytes() == b"x" * 100_000
     assert pickle.loads(pickle.dumps(bucket)).get("a/d") == b"22"
+
+
+def test_a_part_of_an_object_comes_alone_and_ends_where_the_object_ends(bucket, tmp_path):
+    bucket.put("big", bytes(range(200)) * 10_000)
+    target = tmp_path / ".part"
+    for offset, size, wanted in (
+        (203, 5, bytes(range(3, 8))),
+        (0, 0, b""),
+        (1_999_998, 9, b"\xc6\xc7"),
+        (2_000_000, 1, b""),
+    ):
+        bucket.part("big", offset, size, target)
+        assert target.read_bytes() == wanted
+    with pytest.raises(FileNotFoundError):
+        bucket.part("nothing", 0, 1, target)
+
+
+def test_of_a_member_of_a_shard_only_its_range_travels(s3_endpoint, tmp_path):
+    S3Bucket(f"s3://plait/{tmp_path.name}", s3_endpoint).put("a.tar", b"-" * 3_000_000 + b"member" + b"-" * 3_000_000)
+    digest = hashlib.sha256(b"member").hexdigest()
+    with S3Proxy(s3_endpoint, {}) as proxy:
+        source = S3Bucket(f"s3://plait/{tmp_path.name}", proxy.endpoint)
+        member = SourceFile(source, "a.tar/m.txt", digest, "a.tar", 3_000_000, 6)
+        with member.local() as path:
+            assert path.read_bytes() == b"member" and path.suffix == ".txt"
+        assert proxy.num_requests == 1 and proxy.num_bytes < 1000
+        with pytest.raises(TransientError, match="changed after"), replace(member, offset=9_000_000).local():
+            pass
+        with pytest.raises(TransientError, match="vanished"), replace(member, container="b.tar").local():
+            pass
 
 
 @pytest.mark.parametrize("name", ["../out", "a/../../out", "/etc/passwd", "a//b"])

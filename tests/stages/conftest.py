@@ -64,7 +64,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="session")
 def video_row() -> Callable[[Path], dict[str, Any]]:
     """A raw video as the `clips` stage gets it, probed."""
-    from stages.ingest import probe
+    from stages.probe import probe
 
     def make(path: Path) -> dict[str, Any]:
         return raw_row(path, "videos", **{name: value for name, value in probe(path).items() if name != "digest"})

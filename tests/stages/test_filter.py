@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from skimage import filters
 
 from stages import media
@@ -85,14 +87,69 @@ def test_unknown_flow_is_not_low(shared: Path, tools: Any) -> None:
 
 
 def test_text_against_data_juicers_bounds(shared: Path, tools: Any) -> None:
-    """Its order: the second has far more text (over 0.2 by EasyOCR, which draws other boxes than our detector)."""
-    means = {}
-    for name in ("dj_video1.mp4", "dj_video2.mp4", "dj_video3.mp4"):
-        pictures = [p for _, p in media.sampled((shared / "videos" / name).read_bytes(), "video", 0.2, 256)]
-        means[name] = float(np.mean([text_areas.text_area(tools[0], picture) for picture in pictures]))
-    assert means["dj_video2.mp4"] > 0.1
-    assert max(means["dj_video1.mp4"], means["dj_video3.mp4"]) < 0.1
-    assert json.loads((shared / "oracles/datajuicer_video.json").read_text())["ocr_area_ratio"]
+    """On its three frames (first, middle, last) our detector meets two of its three bounds; docs/curation.md says why
+    not the third. Over the whole film the second, a shirt with large letters, has far more text than the others."""
+    told = json.loads((shared / "oracles/datajuicer_video.json").read_text())["ocr_area_ratio"]["bounds_seen_in_tests"]
+    assert told == {"dj_video1.mp4": "< 0.07", "dj_video2.mp4": "> 0.2", "dj_video3.mp4": "between 0.07 and 0.1"}
+    theirs, ours = {}, {}
+    for name in told:
+        pictures = [p for _, p in media.sampled((shared / "videos" / name).read_bytes(), "video", 2.0, 256)]
+        areas = {
+            i: text_areas.text_area(tools[0], pictures[i]) for i in {*range(0, len(pictures), 10), len(pictures) - 1}
+        }
+        middle = text_areas.text_area(tools[0], pictures[len(pictures) // 2])
+        theirs[name] = (areas[0] + middle + areas[len(pictures) - 1]) / 3
+        ours[name] = float(np.mean(list(areas.values())))
+    assert theirs["dj_video2.mp4"] > 0.2 and 0.07 < theirs["dj_video3.mp4"] < 0.1
+    assert 0.07 < theirs["dj_video1.mp4"] < 0.1  # theirs is below: columns of upright signs
+    assert ours["dj_video2.mp4"] > 0.2 and max(ours["dj_video1.mp4"], ours["dj_video3.mp4"]) < 0.1
+
+
+@pytest.mark.slow
+def test_data_juicers_motion_is_reproduced_to_the_digit_and_is_no_measure_of_fast_motion(shared: Path) -> None:
+    """Its figure comes from its loop, which looks at the second frame first; and its window loses what moves fast."""
+    told = json.loads((shared / "oracles/datajuicer_video.json").read_text())["motion_score_farneback_2fps"]
+    assert juicer_motion(shared / "videos/dj_video1.mp4") == pytest.approx(told["dj_video1.mp4"], rel=1e-5)
+    theirs, ours = zip(*(moved_at(shared, speed) for speed in (5, 10, 20, 40, 60)), strict=True)
+    assert ours == pytest.approx((5, 10, 20, 40, 60), rel=0.1)
+    assert max(theirs) == theirs[2] < 16 and max(theirs[3:]) < 10  # 40 and 60 look like 10
+
+
+def moved_at(shared: Path, speed: float) -> tuple[float, float]:
+    """Data-Juicer's motion at 2 pictures a second, and ours, of a photograph that passes by at so many per cent of the
+    short side a second; both in that unit."""
+    photograph = np.asarray(Image.open(shared / "images/coffee.png").convert("RGB"))
+
+    def at(time: float, side: int) -> np.ndarray:
+        shift = np.array([[1, 0, -3.6 * speed * time], [0, 1, -20]], np.float32)
+        seen = cv2.warpAffine(photograph, shift, (480, 360))
+        return cv2.resize(seen, (side * 4 // 3, side), interpolation=cv2.INTER_AREA)
+
+    motion = Flow()
+    for step in range(5):
+        motion.add(step / 8, at(step / 8, 128))
+    first, second = (cv2.cvtColor(at(time, 360), cv2.COLOR_RGB2GRAY) for time in (0, 0.5))
+    return 100 * farneback(first, second) / 360 / 0.5, motion.score() or 0.0
+
+
+def farneback(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean length of flow in pixels, with Data-Juicer's settings."""
+    field = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    return float(np.mean(cv2.cartToPolar(field[..., 0], field[..., 1])[0]))
+
+
+def juicer_motion(path: Path) -> float:
+    """`VideoMotionScoreFilter` of py-data-juicer 1.6.1: after the first frame it forgets to skip ahead."""
+    film = cv2.VideoCapture(str(path))
+    fps = film.get(cv2.CAP_PROP_FPS)
+    step, position, before, found = round(fps / min(2.0, fps)), 0, None, []
+    while (read := film.read())[0]:
+        grey = cv2.cvtColor(read[1], cv2.COLOR_BGR2GRAY)
+        if before is not None:
+            found.append(farneback(before, grey))
+            film.set(cv2.CAP_PROP_POS_FRAMES, position := position + step)
+        before = grey
+    return float(np.mean(found))
 
 
 def test_text_on_signs_and_none_on_things(shared: Path, tools: Any) -> None:

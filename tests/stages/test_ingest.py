@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from stages.base import BadRow, Filtered
-from stages.ingest import KINDS, Files, Images, Texts, Videos, probe
+from stages.ingest import KINDS, Files, Images, Texts, Videos
+from stages.probe import probe
 from tests.stages.conftest import raw_row
 
 
