@@ -3,10 +3,11 @@
     plait run --to clips source=../shared/data/images root=/tmp/photographs       clips of mixed shapes
     python -m benchmarks.extract /tmp/photographs --runs 5
 
-Three tokenizers with fresh weights (what they compute costs the same as trained): `vq-tiny`, a VQGAN of middle size and a
-larger one, at their pixels' budget and in the pictures' own shapes. The plain loop has torch's threads on all cores; the
-stage has one worker with one thread per core, as the engine starts them, fed with `batch_rows` clips at a time. Processes
-are started and clips read before the clock. Busy is the share of a worker's time that its encoder computes, mean of all.
+Three tokenizers with fresh weights (what they compute costs the same as trained): `vq-tiny`, a VQGAN of middle size
+and a larger one, at their pixels' budget and in the pictures' own shapes. The plain loop has torch's threads on all
+cores; the stage has one worker with one thread per core, as the engine starts them, fed with `batch_rows` clips at a
+time. Processes are started and clips read before the clock. Busy is the share of a worker's time that its encoder
+computes, mean of all.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Kit:
         self.folder = folder
 
     def checkpoint(self, dataset: str) -> Path:
+        """The folder."""
         return self.folder
 
 

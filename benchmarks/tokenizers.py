@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,11 +52,12 @@ def curve(root: str, preset: str, overrides: list[str]) -> None:
             found, picture = measure(learner.tokenizer, samples)
             learner.tokenizer.train()
             losses = " ".join(f"{name} {value:.3g}" for name, value in sorted(told.items()))
-            figures = [found[name] if found[name] is not None else float("nan") for name in ("psnr", "ssim", "usage", "perplexity")]
-            print(f"{learner.step:>6} {spent:>7.1f} {figures[0]:>6.2f} {figures[1]:>6.3f} {figures[2]:>6.2f} {figures[3]:>10.1f}   {losses}", flush=True)  # fmt: skip
+            names = ("psnr", "ssim", "usage", "perplexity")
+            psnr, ssim, used, perplexity = (float("nan") if found[n] is None else found[n] for n in names)
+            print(f"{learner.step:>6} {spent:>7.1f} {psnr:>6.2f} {ssim:>6.3f} {used:>6.2f}", end=" ")
+            print(f"{perplexity:>10.1f}   {losses}", flush=True)
             if out := os.environ.get("PICTURES"):
-                with open(f"{out}/{preset}-{learner.step:05d}.png", "wb") as file:
-                    file.write(picture)
+                (Path(out) / f"{preset}-{learner.step:05d}.png").write_bytes(picture)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from models.tokenizers.interface import Encoded, VisionTokenizer
 
 BATCH_PIXELS = {"cpu": 2**12, "cuda": 2**20}
-"""Pixels that are encoded at once, at least one clip. Kernels round differently for another batch size, and a code at a tie
-would depend on it: so the batch of a shape has always the same size, filled with copies of its last clip (and that is why
-it is here, in the code, and no setting). A CPU gains nothing from more than one clip, and what fills a batch is waste."""
+"""Pixels that are encoded at once, at least one clip. Kernels round differently for another batch size, and a code at
+a tie would depend on it: so the batch of a shape has always the same size, filled with copies of its last clip (and
+that is why it is here, in the code, and no setting). A CPU gains nothing from more than one clip, and what fills a
+batch is waste."""
 _DECODERS = 2
 
 
@@ -117,9 +118,7 @@ class Indices(RowStage):
             outcomes.update(_encoded(rows, group, tools))
         return [outcomes[place] for place in range(len(rows))]
 
-    def _decoded(
-        self, rows: Sequence[Row], tokenizer: VisionTokenizer
-    ) -> Iterator[tuple[int, frames.Seen | BadRow]]:
+    def _decoded(self, rows: Sequence[Row], tokenizer: VisionTokenizer) -> Iterator[tuple[int, frames.Seen | BadRow]]:
         """Each row's place and frames, as they are ready."""
         view = frames.View(size=self.size, frames=self.frames_per_clip, fps=self.fps, fit=self.fit)
 

@@ -1,7 +1,7 @@
 """From the bytes of a clip to the frames a vision tokenizer sees: one place, for training, extraction and evaluation.
 
-A still is one frame. Which frames of a film, and how each is fitted, is a `View`; nothing else decides it, so what is extracted
-is what was trained on.
+A still is one frame. Which frames of a film, and how each is fitted, is a `View`; nothing else decides it, so what is
+extracted is what was trained on.
 """
 
 from __future__ import annotations

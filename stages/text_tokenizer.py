@@ -21,7 +21,7 @@ class TextTokenizer(JobStage):
 
     bpe     a byte-level BPE trained on what is not held out; the same texts give the same file, in any order
     bytes   UTF-8 bytes; nothing is trained
-    file    any Hugging Face tokenizer.json (Qwen's, Llama's ...), copied into the checkpoint, so nothing later needs `file`
+    file    any Hugging Face tokenizer.json (Qwen's, Llama's ...), copied into the checkpoint: nothing later needs it
 
     Yields one row: the checkpoint.
     """

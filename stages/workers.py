@@ -136,11 +136,14 @@ def fit(
     if failed:
         cause = str(failed[0]).strip().splitlines()[-1]
         raise RunError(
-            f"training failed {_MAX_FAILURES + 1} times, last with: {cause}; the same command goes on from step {reached}"
+            f"training failed {_MAX_FAILURES + 1} times, last with: {cause}; the same command goes on from step"
+            f" {reached}"
         ) from failed[0]
 
 
-def _trainer(job: Job, worker: Callable[[dict[str, Any]], None], config: dict[str, Any], name: str, workers: int) -> Any:
+def _trainer(
+    job: Job, worker: Callable[[dict[str, Any]], None], config: dict[str, Any], name: str, workers: int
+) -> Any:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

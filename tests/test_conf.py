@@ -8,7 +8,6 @@ import yaml
 from infra.types import UserError
 from pipelines.cli.compose import CONF, compose, setup
 
-
 _LPIPS = "tokenizer.lpips_weights"
 WEIGHTS = {
     "published": ["tokenizer.shape.place"],

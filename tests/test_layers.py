@@ -39,7 +39,13 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
         "mlflow": {"infra/tracking.py", "infra/mlflow_source.py"},
         "lance": {"infra/store.py", "infra/commits.py", "infra/compact.py", "infra/mlflow_source.py"},
         "hydra": {"pipelines/cli/compose.py"},
-        "ray": {"infra/fleet.py", "infra/cluster.py", "stages/workers.py", "stages/train/loop.py", "stages/tokenizer/loop.py"},
+        "ray": {
+            "infra/fleet.py",
+            "infra/cluster.py",
+            "stages/workers.py",
+            "stages/train/loop.py",
+            "stages/tokenizer/loop.py",
+        },
     }
     for library, files in allowed.items():
         for room in ("infra", "models", "stages", "pipelines", "dashboards"):

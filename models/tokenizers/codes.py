@@ -15,7 +15,7 @@ def code_type(codebook_size: int) -> np.dtype:
 
 def packed(ids: NDArray[np.integer], codebook_size: int) -> bytes:
     """Bytes of codes, in their order; ValueError where one is no code of this codebook."""
-    if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < codebook_size):
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < codebook_size):
         raise ValueError(f"codes lie between {ids.min()} and {ids.max()}, the codebook has {codebook_size}")
     return ids.astype(code_type(codebook_size)).tobytes()
 

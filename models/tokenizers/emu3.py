@@ -1,23 +1,33 @@
-"""Emu3's 3-D MoVQ (arXiv 2409.18869, section 2.2; baaivision/Emu3; transformers' `Emu3VQVAE`). Legend: as in interface.py.
+"""Emu3's 3-D MoVQ (arXiv 2409.18869, section 2.2; baaivision/Emu3; transformers' `Emu3VQVAE`).
 
-Frames go through a 2-D encoder, then causal convolutions in time, two of which halve the number of frames; every
-normalisation of the decoder is conditioned on the quantised latent. Modules are named as in transformers, so published
-weights load as they are (`from_published`). With `patch` above 1 a square of pixels is folded into channels first, which
-makes it trainable on a CPU.
+Legend: as in interface.py. Frames go through a 2-D encoder, then causal convolutions in time, two of which halve the
+number of frames; every normalisation of the decoder is conditioned on the quantised latent. Modules are named as in
+transformers, so published weights load as they are (`load_published`). With `patch` above 1 a square of pixels is
+folded into channels first, which makes it trainable on a CPU.
 
-Emu3's temporal blocks hold batch normalisation. Here it always uses its running statistics, in training too: a clip never
-depends on its neighbours, nor the result on the number of workers. Trained from scratch they stay at mean 0, variance 1.
+Emu3's temporal blocks hold batch normalisation. Here it always uses its running statistics, in training too: a clip
+never depends on its neighbours, nor the result on the number of workers. Trained from scratch they stay at mean 0,
+variance 1.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, mse_loss, pad, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
+from torch.nn.functional import (
+    interpolate,
+    mse_loss,
+    pad,
+    pixel_shuffle,
+    pixel_unshuffle,
+    scaled_dot_product_attention,
+    silu,
+)
 
 from models.tokenizers.interface import Encoded, Grid, Painted, VisionTokenizer
 from models.tokenizers.quantise import Codebook, straight_through
@@ -168,7 +178,7 @@ class Level(nn.Module):
         self, widths: list[int], groups: int, width_latent: int | None, attention: bool, step: str | None
     ) -> None:
         super().__init__()
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.block = nn.ModuleList(Block(a, b, groups, width_latent) for a, b in pairs)
         self.attn = nn.ModuleList(Attention(b) for _, b in pairs if attention)
         self.attn_norms = nn.ModuleList(norm_of(groups, b, width_latent) for _, b in pairs if attention)
@@ -238,7 +248,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents and the quantised ones (N, C', t, h, w) to frames. The quantised ones go through the same temporal part."""
+    """Latents and the quantised ones (N, C', t, h, w) to frames; both go through the same temporal part."""
 
     def __init__(self, shape: Emu3Shape) -> None:
         super().__init__()
@@ -330,7 +340,7 @@ class Emu3Tokenizer(VisionTokenizer):
 
     @torch.no_grad()
     def decode(self, encoded: Encoded) -> Tensor:
-        """All frames: a still comes back as `temporal_stride` of them, of which the first is it (as in transformers)."""
+        """All frames: a still comes back as `temporal_stride` of them; the first is it (as in transformers)."""
         assert encoded.ids is not None
         codes_NLD = self.codebook.codes()[encoded.ids]
         return self.paint(codes_NLD.unflatten(1, encoded.grids[0])).clamp(-1, 1)

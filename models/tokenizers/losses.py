@@ -5,6 +5,7 @@ Legend: N pictures (N, 3, H, W) in -1..1.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class PatchDiscriminator(nn.Module):
         self.first = nn.Conv2d(3, width, 4, stride=2, padding=1)
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 4, stride=2 if level < depth - 1 else 1, padding=1)
-            for level, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for level, (a, b) in enumerate(itertools.pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(min(32, b), b) for b in widths[1:])
         self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)

@@ -1,7 +1,9 @@
-"""Residual quantisation over grids from coarse to fine (VAR, arXiv 2404.02905, algorithms 1 and 2). Legend: as in interface.py.
+"""Residual quantisation over grids from coarse to fine (VAR, arXiv 2404.02905, algorithms 1 and 2).
 
-At each grid: shrink what is left by area, take the nearest code of every place, enlarge by bicubic interpolation, add to
-the sum, take away from what is left. The sum is what is decoded.
+Legend: as in interface.py.
+
+At each grid: shrink what is left by area, take the nearest code of every place, enlarge by bicubic interpolation, add
+to the sum, take away from what is left. The sum is what is decoded.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from models.tokenizers.scales import Sides
 class Scale:
     """One scale of a batch of pictures, quantised."""
 
-    latent_MD: Tensor
+    latent_MD: Tensor  # noqa: N815
     """What was left, shrunk to the grid, M = N * h * w."""
-    codes_Nhw: Tensor
-    total_NDHW: Tensor
+    codes_Nhw: Tensor  # noqa: N815
+    total_NDHW: Tensor  # noqa: N815
     """The sum up to and with this scale, at full size."""
 
 
@@ -59,9 +61,7 @@ def quantised(
         yield Scale(latent_MD=flat_MD, codes_Nhw=codes, total_NDHW=total)
 
 
-def parts(
-    ids_NL: Tensor, grids: Sequence[Sides], full: Sides, lookup: Callable[[Tensor], Tensor]
-) -> Iterator[Tensor]:
+def parts(ids_NL: Tensor, grids: Sequence[Sides], full: Sides, lookup: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """What each scale adds (N, D, H, W), from codes in the order of the grids; each scale by itself.
 
     Their sum is what is decoded. Next-scale models with self-correction are shown each scale's own part and not the sum
@@ -79,8 +79,9 @@ def drawn_inputs(
 ) -> Tensor:
     """(L) codes to show a model instead of the targets `ids_L`: self-correction (arXiv 2601.02204).
 
-    A `share` of the places draws from its `top_k` nearest codes, by a softmax over minus their distances; all others keep
-    their target. What is drawn follows from the targets and `salt` alone: the same picture draws the same anywhere.
+    A `share` of the places draws from its `top_k` nearest codes, by a softmax over minus their distances; all others
+    keep their target. What is drawn follows from the targets and `salt` alone: the same picture draws the same
+    anywhere.
     """
     seed = int.from_bytes(hashlib.blake2b(ids_L.cpu().numpy().tobytes() + salt, digest_size=7).digest(), "big")
     uniform_2L = torch.rand(2, len(ids_L), generator=torch.Generator().manual_seed(seed)).to(distances_LK.device)

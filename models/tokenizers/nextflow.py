@@ -1,9 +1,9 @@
 """NextFlow's tokenizer (arXiv 2601.02204), after TokenFlow (arXiv 2412.03069): two branches, one index, many scales.
 
-A semantic encoder and a convolutional pixel encoder see the same frame. Each has a codebook of K rows; a place gets the
-one row whose weighted sum of both distances is least. Both latents are quantised residually over grids from coarse to fine.
-The pixel decoder paints from both, the semantic decoder predicts a frozen teacher's features from its own.
-Legend: as in interface.py.
+A semantic encoder and a convolutional pixel encoder see the same frame. Each has a codebook of K rows; a place gets
+the one row whose weighted sum of both distances is least. Both latents are quantised residually over grids from
+coarse to fine. The pixel decoder paints from both, the semantic decoder predicts a frozen teacher's features from its
+own. Legend: as in interface.py.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class NextFlowTokenizer(VisionTokenizer):
         return dataclasses.asdict(self.shape) | {"teacher": self.shape.teacher is not None}
 
     def phase(self, name: str) -> None:
-        """pixel: that branch alone, by its own distance. joint: everything. decoder: the pixel decoder, doubled, alone."""
+        """pixel: that branch alone, by its own distance. joint: all. decoder: the pixel decoder, doubled, alone."""
         if name == "decoder" and not self.shape.deepened:
             self.decoder = towers.deepened(self.decoder)
             self.shape = dataclasses.replace(self.shape, deepened=True)
@@ -105,7 +105,7 @@ class NextFlowTokenizer(VisionTokenizer):
         return grids_of(self.shape.scales, height // self.stride[1], width // self.stride[1])
 
     def latent(self, pixels_N3HW: Tensor) -> Tensor:
-        """Semantic and pixel latents together (N, Ds + Dp, h, w), float32; the semantic ones 0 before the joint phase."""
+        """Semantic and pixel latents together (N, Ds + Dp, h, w), float32; the first are 0 before the joint phase."""
         pixel = self.pixel(pixels_N3HW)
         if self.shape.joint:
             return torch.cat((self.semantic_out(self.semantic(pixels_N3HW)), pixel), 1).float()
@@ -142,7 +142,9 @@ class NextFlowTokenizer(VisionTokenizer):
         inputs = None
         if self.shape.correction_share:
             each = [scale.latent_MD.unflatten(0, (n * t, -1)) for scale in found]
-            inputs = torch.stack([self._shown([part[row] for part in each], ids[row]) for row in range(n * t)]).view(n, -1)
+            inputs = torch.stack([self._shown([part[row] for part in each], ids[row]) for row in range(n * t)]).view(
+                n, -1
+            )
         return Encoded(grids=self.grids(t, height, width), ids=ids.view(n, -1), input_ids=inputs)
 
     def _shown(self, latents: Sequence[Tensor], ids_L: Tensor) -> Tensor:

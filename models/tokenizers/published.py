@@ -1,8 +1,8 @@
 """Tokenizers that somebody published, as they are. Legend: as in interface.py.
 
-transformers' `Emu3VQVAE`, `ChameleonVQVAE` (which has no decoder) and `JanusVQVAE`, and diffusers' `AutoencoderKL`. All of
-them take pixels in -1..1: Emu3's, Janus' and AutoencoderKL's own processors give (x / 255 - 0.5) / 0.5, as here;
-Chameleon's gives 0.0078 x - 1, which is darker by up to 0.011. Only safetensors are read.
+transformers' `Emu3VQVAE`, `ChameleonVQVAE` (which has no decoder) and `JanusVQVAE`, and diffusers' `AutoencoderKL`.
+All of them take pixels in -1..1: Emu3's, Janus' and AutoencoderKL's own processors give (x / 255 - 0.5) / 0.5, as
+here; Chameleon's gives 0.0078 x - 1, which is darker by up to 0.011. Only safetensors are read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch

@@ -1,7 +1,7 @@
 """Codes: the nearest one, how a codebook learns, and how well it is used. Legend: as in interface.py.
 
-Learning is ours, not vector-quantize-pytorch's (which is the oracle of the tests): it sees the latents of all workers in the order of
-the samples and draws restarts from a seed, so that any number of workers makes the same codebook.
+Learning is ours, not vector-quantize-pytorch's (which is the oracle of the tests): it sees the latents of all workers
+in the order of the samples and draws restarts from a seed, so that any number of workers makes the same codebook.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Codebook(nn.Module):
     def learn(self, latent_MD: Tensor, codes_M: Tensor, *, decay: float, dead_below: float, seed: int) -> int:
         """One step of the moving averages; returns how many dead codes restarted at latents drawn by the seed.
 
-        Dead is a code used less than `dead_below` times a step on the average. The first call places all codes on latents.
+        Dead is a code used less than `dead_below` times a step on the average. The first call places all codes on
+        latents.
         """
         K, D = self.weight.shape
         first = not bool(self.counts.any())
@@ -87,7 +88,7 @@ class Codebook(nn.Module):
 
 
 def usage(codes_M: Tensor, codebook_size: int) -> tuple[float, float]:
-    """Share of the codes that occur, and their perplexity: exp of the entropy, 1 when one is used, K when all equally."""
+    """Share of the codes that occur, and their perplexity: exp of the entropy, 1 if one is used, K if all equally."""
     share_K = torch.bincount(codes_M.flatten(), minlength=codebook_size).double()
     share_K = share_K / share_K.sum().clamp_min(1)
     entropy = -(share_K * share_K.clamp_min(1e-12).log()).sum()

@@ -1,4 +1,4 @@
-"""Scale schedules of next-scale models: which grids a picture is quantised on, coarse to fine, and what a scale weighs."""
+"""Scale schedules of next-scale models: the grids of a picture, coarse to fine, and what a scale weighs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TOKENFLOW_256 = (1, 2, 4, 6, 8, 10, 12, 14, 16)
 TOKENFLOW_384 = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 22, 27)
 """arXiv 2412.03069."""
 NEXTFLOW = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
-"""arXiv 2601.02204: the first 12 are the 256 level (900 places), 16 the 512 level (3684), all 18 the 1024 level (10,084)."""
+"""arXiv 2601.02204: the first 12 are the 256 level (900 places), 16 the 512 level (3684), all 1024 (10,084)."""
 NUM_ASPECTS = 40
 _LONGEST = 4.0
 _CLOSEST = 0.9
-"""A scale whose side is nearer than this to the finest one is left out: published neighbours are at most 0.875 apart."""
+"""A scale whose side is nearer to the finest one is left out: published neighbours are at most 0.875 apart."""
 
 
 def grids_of(scales: Sequence[int], height: int, width: int) -> tuple[Sides, ...]:

@@ -1,4 +1,6 @@
-"""The semantic branch of NextFlow's tokenizer: SigLIP, or a small ViT, and what it is held to. Legend: as in interface.py."""
+"""The semantic branch of NextFlow's tokenizer: SigLIP, or a small ViT, and what it is held to.
+
+Legend: as in interface.py."""
 
 from __future__ import annotations
 
@@ -11,7 +13,6 @@ from torch.nn.functional import interpolate, normalize
 
 from models.tokenizers.shapes import NextFlowShape
 from models.weights import pretrained
-
 
 CLASSICAL = 9
 """Channels of `classical`."""
@@ -70,7 +71,9 @@ class Siglip(nn.Module):
         """(N, width, h, w) of pixels in -1..1, as SigLIP's own processor gives them."""
         h, w = (side // self.stride for side in pixels_N3HW.shape[-2:])
         if self.patch != self.stride:
-            pixels_N3HW = interpolate(pixels_N3HW, size=(h * self.patch, w * self.patch), mode="bicubic", antialias=True)
+            pixels_N3HW = interpolate(
+                pixels_N3HW, size=(h * self.patch, w * self.patch), mode="bicubic", antialias=True
+            )
         if not self.naflex:
             found = self.model(pixel_values=pixels_N3HW, interpolate_pos_encoding=True).last_hidden_state
             return found.transpose(1, 2).unflatten(2, (h, w))
@@ -83,7 +86,7 @@ class Siglip(nn.Module):
 
 
 def classical(pixels_N3HW: Tensor, stride: int) -> Tensor:
-    """(N, 9, h, w): mean colour and mean absolute gradients of every place. What a branch without a teacher is held to."""
+    """(N, 9, h, w): mean colour and mean absolute gradients of every place: what stands for a teacher where none is."""
     across = nn.functional.pad(pixels_N3HW.diff(dim=3).abs(), (0, 1, 0, 0))
     down = nn.functional.pad(pixels_N3HW.diff(dim=2).abs(), (0, 0, 0, 1))
     return nn.functional.avg_pool2d(torch.cat((pixels_N3HW, 4 * across, 4 * down), 1), stride)

@@ -108,7 +108,7 @@ class NextFlowShape:
     semantic_layers: int = 12
     semantic_heads: int = 12
     teacher: str | None = None
-    """SigLIP2 of transformers: a folder or an id of the hub; it starts the semantic branch and is what it is held to."""
+    """SigLIP2 of transformers: a folder or an id of the hub; it starts the branch and is what it is held to."""
     normalised: bool = True
     """Compare directions, not vectors (TokenFlow)."""
     codebook: Literal["ema", "gradient"] = "gradient"

@@ -53,7 +53,9 @@ def load_text_tokenizer(folder: Path) -> ByteTokenizer | FileTokenizer:
         return FileTokenizer(folder / TOKENIZER_FILE)
     if (folder / BYTES).is_file():
         return ByteTokenizer()
-    raise FileNotFoundError(f"there is no text tokenizer in {folder}: it holds {TOKENIZER_FILE}, or a file called {BYTES}")
+    raise FileNotFoundError(
+        f"there is no text tokenizer in {folder}: it holds {TOKENIZER_FILE}, or a file called {BYTES}"
+    )
 
 
 def train_bpe(texts: Iterable[str], size: int, path: Path) -> FileTokenizer:

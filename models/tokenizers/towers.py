@@ -1,4 +1,6 @@
-"""A convolutional encoder and decoder, mirror images of each other (VQGAN, arXiv 2012.09841, appendix). N C H W tensors.
+"""A convolutional encoder and decoder, mirror images of each other (VQGAN, arXiv 2012.09841, appendix).
+
+Tensors are N C H W.
 
 With `patch` 1 and norm groups it is the published shape; a larger patch folds the first resolutions into one matrix,
 which makes it trainable on a CPU in minutes. Nothing in it uses statistics of the batch.

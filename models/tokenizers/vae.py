@@ -1,4 +1,6 @@
-"""A KL-VAE of single frames, diffusers' `AutoencoderKL` (Transfusion, arXiv 2408.11039; UniFluid). Legend: as in interface.py.
+"""A KL-VAE of single frames, diffusers' `AutoencoderKL` (Transfusion, arXiv 2408.11039; UniFluid).
+
+Legend: as in interface.py.
 
 What is stored is the mean of the posterior, not a sample, scaled, in float16, with `patch` x `patch` neighbours in one
 place (Transfusion's linear patches, section 3.2). A video is its frames.

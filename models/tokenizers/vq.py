@@ -74,7 +74,10 @@ class VqTokenizer(VisionTokenizer):
         painted = self.decoder(straight_NhwD.permute(0, 3, 1, 2)).view_as(pixels_NT3HW)
         latents_NPD = flat_MD.detach().unflatten(0, (len(pixels_NT3HW), -1))
         return Painted(
-            pixels=painted, terms={"commitment": commitment}, latents=latents_NPD, codes=codes_M.view(latents_NPD.shape[:2])
+            pixels=painted,
+            terms={"commitment": commitment},
+            latents=latents_NPD,
+            codes=codes_M.view(latents_NPD.shape[:2]),
         )
 
     def learn(self, latents_MD: Tensor, codes_M: Tensor, seed: int) -> int:

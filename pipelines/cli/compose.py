@@ -161,7 +161,9 @@ def _near(name: str) -> str:
     known: set[str] = set()
     for path in CONF.rglob("*.yaml"):
         tree = yaml.safe_load(path.read_text()) or {}
-        group = "" if path.parent.name in ("conf", "pipeline", "recipe", "scale", "tokenizer") else path.parent.name + "."
+        group = (
+            "" if path.parent.name in ("conf", "pipeline", "recipe", "scale", "tokenizer") else path.parent.name + "."
+        )
         for key, value in tree.items():
             known.add(f"{group}{key}")
             if isinstance(value, dict):

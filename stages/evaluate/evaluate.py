@@ -49,8 +49,8 @@ class _Subject:
 class Evals(JobStage):
     """Three suites over held-out rows, one row per scored sample.
 
-    tokenizer   PSNR (dB) and SSIM of clips redrawn from their codes, mean over the frames of a clip: of films 8 frames at
-                12 fps from the middle (Emu3, arXiv 2409.18869, table 2), short side scaled, centre cut
+    tokenizer   PSNR (dB) and SSIM of clips redrawn from their codes, mean over the frames of a clip; of films 8
+                frames at 12 fps from the middle (Emu3, arXiv 2409.18869, table 2), short side scaled, centre cut
     heldout     nats per token of captions and texts, and of visual codes after their caption, beside a unigram fitted
                 on the training packs
     samples     images drawn from held-out captions: PSNR to the clip's own codes redrawn, and, for chance, to those of

@@ -57,7 +57,8 @@ def train_worker(config: dict[str, Any]) -> None:
         pixels_NT3HW = to_pixels(torch.from_numpy(samples.batch(learner.step, rank, world)).to(device))
         told = learner.learn(pixels_NT3HW, rank, world)
 
-        # 4. Tell. Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same step.
+        # 4. Tell. Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same
+        # step.
         names = sorted(told)
         totals = torch.tensor([told[name] for name in names] + [wish.known() * world], dtype=torch.float64)
         dist.all_reduce(totals := totals.to(device))
@@ -164,9 +165,9 @@ class Learner:
         self.optimizer = torch.optim.Adam(trained, lr=self.stage.learning_rate, betas=_BETAS)
         self.parallel: nn.Module = self.tokenizer
         if dist.is_initialized() and dist.get_world_size() > 1:
-            # buffers are the codebook's, and every rank makes the same ones
+            # buffers are the codebook's: alike at the start, and every rank makes the same ones of them
             self.parallel = nn.parallel.DistributedDataParallel(
-                self.tokenizer, broadcast_buffers=False, find_unused_parameters=True
+                self.tokenizer, forward_sync_buffers=False, find_unused_parameters=True
             )
         self._phase = number
 

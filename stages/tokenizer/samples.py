@@ -34,8 +34,8 @@ class Samples:
     def __init__(self, clips: Reader, stage: Tokenizer, stride: tuple[int, int]) -> None:
         if stage.frames_per_clip % stage.frames_per_sample or stage.frames_per_sample % stride[0]:
             raise UserError(
-                f"tokenizer.frames_per_sample is {stage.frames_per_sample}: give a multiple of the {stride[0]} frames that"
-                f" a code stands for, of which tokenizer.frames_per_clip ({stage.frames_per_clip}) is a multiple"
+                f"tokenizer.frames_per_sample is {stage.frames_per_sample}: give a multiple of the {stride[0]} frames"
+                f" that a code stands for, of which tokenizer.frames_per_clip ({stage.frames_per_clip}) is a multiple"
             )
         self._clips, self._stage, self._stride = clips, stage, stride
         found: list[tuple[bytes, int, bool]] = []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -95,7 +93,9 @@ class Tokenizer(JobStage):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        above_zero(self, "size", "frames_per_clip", "frames_per_sample", "batch", "learning_rate", "clip", "checkpoint_every")
+        above_zero(
+            self, "size", "frames_per_clip", "frames_per_sample", "batch", "learning_rate", "clip", "checkpoint_every"
+        )
         allowed = () if self.shape.kind == "published" else PHASES.get(self.shape.kind, ("all",))
         for name, steps in self.phases.items():
             if name not in allowed or steps < 0:

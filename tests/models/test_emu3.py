@@ -103,7 +103,9 @@ def test_training_does_not_see_neighbours_and_brings_the_error_down(tmp_path: Pa
         decay=0.9, dead_below=0.01, attention=False, code_dim=8,
     )  # fmt: skip
     tokenizer = Emu3Tokenizer(shape).train()
-    assert tokenizer.stride == (4, 8) and not any(m.training for m in tokenizer.modules() if isinstance(m, nn.BatchNorm3d))
+    assert tokenizer.stride == (4, 8) and not any(
+        m.training for m in tokenizer.modules() if isinstance(m, nn.BatchNorm3d)
+    )
     smooth = torch.nn.functional.interpolate(torch.rand(32, 3, 2, 2) * 2 - 1, size=16, mode="bilinear")
     pixels = smooth[:, None].repeat(1, 4, 1, 1, 1)
     alone, together = tokenizer(pixels[:1], 0).pixels, tokenizer(pixels[:4], 0).pixels[:1]

@@ -116,7 +116,12 @@ def test_autoencoder_kl(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "library_class"),
-    [(chameleon, "ChameleonVQVAE"), (janus, "JanusVQVAE"), (kl, "AutoencoderKL"), (lambda: emu3_model(False), "Emu3VQVAE")],
+    [
+        (chameleon, "ChameleonVQVAE"),
+        (janus, "JanusVQVAE"),
+        (kl, "AutoencoderKL"),
+        (lambda: emu3_model(False), "Emu3VQVAE"),
+    ],
 )
 def test_a_checkpoint_holds_the_weights_and_is_the_same_wherever_they_came_from(
     make: Any, library_class: str, tmp_path: Path

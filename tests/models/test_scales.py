@@ -59,5 +59,7 @@ def test_weights_keep_the_total_and_give_the_published_shares() -> None:
     assert weights[0] == pytest.approx(344, abs=0.5) and weights[-1] == pytest.approx(0.193, abs=5e-4)
     shares = [w * n / 10_084 for w, n in zip(weights, places, strict=True)]
     assert shares[0] == pytest.approx(0.034, abs=5e-4) and shares[-1] == pytest.approx(0.078, abs=5e-4)
-    assert places[0] / 10_084 == pytest.approx(0.0001, abs=5e-5) and places[-1] / 10_084 == pytest.approx(0.406, abs=5e-4)
+    assert places[0] / 10_084 == pytest.approx(0.0001, abs=5e-5) and places[-1] / 10_084 == pytest.approx(
+        0.406, abs=5e-4
+    )
     assert scale_weights(grids, 0.0) == pytest.approx([1.0] * 18)

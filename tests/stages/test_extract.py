@@ -99,5 +99,5 @@ def test_a_clip_that_does_not_decode_is_a_bad_row_and_its_neighbours_are_not(sid
 
 
 def test_a_size_that_does_not_fit_the_tokenizer_is_refused_before_any_row(side: Path) -> None:
-    with pytest.raises(UserError, match="indices.size is 36: a code of this tokenizer stands for 8 pixels"):
+    with pytest.raises(UserError, match=r"indices.size is 36: a code of this tokenizer stands for 8 pixels"):
         Indices(size=36).setup(FakeKit({"tokenizer": side}))

@@ -55,7 +55,7 @@ def test_the_middle_is_eight_frames_at_twelve_a_second() -> None:
 )  # fmt: skip
 def test_places_are_frames_of_the_film_in_order_and_a_multiple(num, fps, most, rate, multiple, cover) -> None:
     places = View(size=8, frames=most, fps=rate, cover=cover).places(num, fps, multiple)
-    assert places == sorted(places) and 0 <= places[0] and places[-1] < num
+    assert places == sorted(places) and places[0] >= 0 and places[-1] < num
     assert len(places) % multiple == 0 and len(places) <= max(most, multiple)
 
 

@@ -65,5 +65,5 @@ def test_the_key_holds_what_is_used_and_a_file_by_content(tmp_path: Path) -> Non
 def test_what_cannot_be_is_one_sentence() -> None:
     with pytest.raises(UserError, match="give 256 or more"):
         TextTokenizer(size=100)
-    with pytest.raises(UserError, match="write text_tokenizer.file=PATH"):
+    with pytest.raises(UserError, match=r"write text_tokenizer.file=PATH"):
         TextTokenizer(kind="file")

@@ -1,4 +1,4 @@
-"""Training the vision tokenizer: resumes to the same weights, on any number of workers, never trains on held-out clips."""
+"""Training the vision tokenizer: resumes to the same weights, on any number of workers, never on held-out clips."""
 
 from __future__ import annotations
 
@@ -167,13 +167,15 @@ def test_a_sample_of_a_film_is_neighbouring_frames_and_a_still_is_repeated(clips
     assert batch.shape == (80, 2, 32, 32, 3)
     stills = [np.array_equal(one[0], one[1]) for one in batch]
     assert 0 < sum(stills) < 80
-    with pytest.raises(UserError, match="give a multiple of the 4 frames"):
+    with pytest.raises(UserError, match="give a multiple of the 4 frames that"):
         Samples(FakeReader(clips), stage, (4, 8))
 
 
 @pytest.mark.slow
 def test_two_workers_train_the_tokenizer_of_one(
-    tmp_path: Path, clips: pa.Table, local_ray: None  # noqa: F811
+    tmp_path: Path,
+    clips: pa.Table,
+    local_ray: None,  # noqa: F811
 ) -> None:
     jobs = [FakeJob(tmp_path / str(n), {"clips": clips}, num_workers=n) for n in (1, 2)]
     for job in jobs:
