@@ -20,7 +20,8 @@ _LINE = (1.5, 3.0)
 """A line of text is 1.5 times as long as thick, and 3 times where it is thicker than a third of the short side.
 On small pictures without text the detector is prone to a box around a square thing, or around everything (a cat,
 coins, a flower; tests). Up to half of the short side, a box that is less long counts where the detector sees it in the
-picture at half its size too: large letters stay (a number on a shirt), and the false ones of the shared data vanish."""
+picture at half its size too and letters are read in it, however unsurely: large ones stay (a number on a shirt), and
+bridges, cartoons and stars, whose false boxes are that thick, do not."""
 _SAME = 0.5
 """Area in common over area of both, from which two boxes are one thing."""
 _SURE = 0.9
@@ -68,7 +69,10 @@ def lines(ocr: Any, picture: np.ndarray) -> list[np.ndarray]:
     if not doubtful:
         return kept
     seen = _boxes_at_half_size(ocr, picture)
-    return [box for i, box in enumerate(kept) if i not in doubtful or any(_is_same(box, other) for other in seen)]
+    sure = [
+        any(_is_same(kept[i], other) for other in seen) and _letters(_read(ocr, picture, kept[i])[0]) for i in doubtful
+    ]
+    return [box for i, box in enumerate(kept) if i not in doubtful or sure[doubtful.index(i)] >= _LEAST_LETTERS]
 
 
 def _boxes(ocr: Any, picture: np.ndarray) -> list[np.ndarray]:
@@ -90,19 +94,28 @@ def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
     return common >= _SAME * (cv2.contourArea(one) + cv2.contourArea(other) - common)
 
 
-def text(ocr: Any, picture: np.ndarray) -> str:
-    """What the lines of a picture say, about the first 60 characters of it; empty where nothing is read for sure."""
+def _read(ocr: Any, picture: np.ndarray, box: np.ndarray) -> tuple[str, float]:
+    """What stands in a box, and how sure that is, 0 to 1."""
     import numpy as np
     from rapidocr.utils.process_img import get_rotate_crop_image
 
-    said, turned = "", np.ascontiguousarray(picture[..., ::-1])
+    strip = get_rotate_crop_image(np.ascontiguousarray(picture[..., ::-1]), box.astype(np.float32))
+    if 0 in strip.shape:
+        return "", 0.0
+    read = ocr(strip, use_det=False, use_cls=False, use_rec=True)
+    return (read.txts[0], read.scores[0]) if read.txts else ("", 0.0)
+
+
+def _letters(line: str) -> int:
+    return sum(letter.isalnum() for letter in line)
+
+
+def text(ocr: Any, picture: np.ndarray) -> str:
+    """What the lines of a picture say, about the first 60 characters of it; empty where nothing is read for sure."""
+    said = ""
     for box in lines(ocr, picture)[:_MOST_LINES]:
-        strip = get_rotate_crop_image(turned, box.astype(np.float32))
-        if 0 in strip.shape:
-            continue
-        read = ocr(strip, use_det=False, use_cls=False, use_rec=True)
-        line, score = (read.txts[0], read.scores[0]) if read.txts else ("", 0.0)
-        if score >= _SURE and sum(letter.isalnum() for letter in line) >= _LEAST_LETTERS:
+        line, score = _read(ocr, picture, box)
+        if score >= _SURE and _letters(line) >= _LEAST_LETTERS:
             said = f"{said} {_plain(line)}".strip()
         if len(said) > _MOST_LETTERS:
             break

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from skimage import filters
 
-from stages import media
+from stages import media, reading
 from stages.base import BadRow
 from stages.filter import text_area as text_areas
 from stages.filter.colour import solid_colour
@@ -22,6 +22,7 @@ from stages.filter.flow import Flow
 from stages.filter.quality import quality
 from stages.filter.score import Scores
 from tests.stages.conftest import Corpus
+from tests.stages.shapes_world import draw
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +234,10 @@ def test_select_takes_planted_trouble_for_the_right_reason(
 def test_batches_do_not_matter(corpus_clips: dict[str, list[dict[str, Any]]], tools: Any) -> None:
     clips = [clip for name in sorted(corpus_clips)[:12] for clip in corpus_clips[name][:1]][-10:]
     assert Scores().process(clips, tools) == [Scores().process([clip], tools)[0] for clip in clips]
+
+
+def test_two_stars_side_by_side_are_no_text(tools: Any) -> None:
+    """The detector boxes them, as thick as large letters are; nothing is read in the box."""
+    pictures = [draw([("star", "yellow", x, 0.5, 0.17) for x in (0.25, 0.72)], ground) for ground in ("white", "black")]
+    assert all(len(reading._boxes(tools[0], picture)) == 1 for picture in pictures)
+    assert [text_areas.text_area(tools[0], picture) for picture in pictures] == [0.0, 0.0]
