@@ -66,7 +66,7 @@ class ConsoleProgress:
 
     def __init__(self) -> None:
         self.live = Progress(
-            TextColumn("{task.description:<11}"),
+            TextColumn("{task.description:<15}"),
             BarColumn(30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -93,7 +93,7 @@ class ConsoleProgress:
         if entry["name"] in self.tasks:
             self.live.remove_task(self.tasks.pop(entry["name"]))
         if entry["state"] not in ("fresh", "skipped"):
-            line = f"{entry['name']:<11}{entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
+            line = f"{entry['name']:<15}{entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
             rest = ", ".join(f"{entry[k]} {k}" for k in ("empty", "filtered", "quarantined") if entry[k])
             self.live.console.print(line + (f"   {rest}" if rest else ""), markup=False)
 
