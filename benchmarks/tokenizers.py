@@ -23,7 +23,8 @@ from models.tokenizers.interface import to_pixels
 from pipelines.cli.compose import compose
 from pipelines.config import strict
 from pipelines.standing import Standing
-from stages.tokenizer.loop import Learner, measure
+from stages.tokenizer.loop import Learner
+from stages.tokenizer.measure import measure
 from stages.tokenizer.samples import Samples
 from stages.tokenizer.tokenizer import Tokenizer
 

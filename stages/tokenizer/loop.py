@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from models import quality
-from models.tokenizers.interface import Painted, VisionTokenizer, build, load_tokenizer, to_bytes, to_pixels
+from models.tokenizers.interface import Painted, VisionTokenizer, build, load_tokenizer, to_pixels
 from models.tokenizers.quantise import usage
-from stages import frames
+from stages.tokenizer.measure import measure, perceptual
 from stages.tokenizer.samples import Samples
 from stages.workers import StopWish
 
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 STATE_FILE = "optimizer.safetensors"
 _BETAS = (0.9, 0.99)
-_SHOWN = 12
-"""Frames in the picture of reconstructions."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -87,7 +83,7 @@ class Learner:
             torch.manual_seed(stage.seed)
             self.tokenizer: VisionTokenizer = build(stage.shape)
             self.judge = self._judge()
-        self.lpips = self._lpips()
+        self.lpips = perceptual(stage, device)
         self._phase = -1
 
     def restore(self, checkpoints: Checkpoints, last: Checkpoint | None) -> Learner:
@@ -128,7 +124,7 @@ class Learner:
         painted: Painted = self.parallel(pixels_NT3HW, draw, range(rank, stage.batch, world))
         error = l1_loss(painted.pixels, pixels_NT3HW), mse_loss(painted.pixels, pixels_NT3HW)
         terms = {"l1": stage.l1 * error[0], "l2": stage.l2 * error[1], **painted.terms}
-        if self.lpips is not None:
+        if self.lpips is not None and stage.lpips:
             terms["lpips"] = stage.lpips * self.lpips(painted.pixels.flatten(0, 1), pixels_NT3HW.flatten(0, 1)).mean()
         judged = self.judge is not None and self.step >= stage.gan_from
         if judged:
@@ -179,13 +175,6 @@ class Learner:
         judge = PatchDiscriminator().to(self.device)
         self.judge_optimizer = torch.optim.Adam(judge.parameters(), lr=self.stage.learning_rate, betas=(0.5, 0.9))
         return judge
-
-    def _lpips(self) -> nn.Module | None:
-        if not self.stage.lpips or not self.stage.lpips_weights:
-            return None
-        from models.tokenizers.losses import Lpips
-
-        return Lpips(Path(self.stage.lpips_weights)).to(self.device).eval().requires_grad_(False)
 
     def _fooled(self, painted: Tensor) -> Tensor:
         """The generator's side of the hinge loss."""
@@ -249,7 +238,7 @@ def publish(
 ) -> bytes:
     """Measure, save, and give the picture of reconstructions (PNG)."""
     tokenizer.eval()
-    measured, picture = measure(tokenizer, samples)
+    measured, picture = measure(tokenizer, samples, perceptual(stage, next(tokenizer.parameters()).device))
     tokenizer.train()
     facts: dict[str, Any] = {
         **measured,
@@ -266,29 +255,3 @@ def publish(
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / STATE_FILE)
         checkpoints.save(step, folder, json.loads(json.dumps(facts)))
     return picture
-
-
-def measure(tokenizer: VisionTokenizer, samples: Samples) -> tuple[dict[str, float | None], bytes]:
-    """PSNR (dB) and SSIM, means over clips of means over their frames; usage and perplexity of all codes together."""
-    scores: list[tuple[float, float]] = []
-    codes: list[Tensor] = []
-    shown: list[np.ndarray] = []
-    device = next(tokenizer.parameters()).device
-    for pictures in samples.measured():
-        encoded = tokenizer.encode(to_pixels(torch.from_numpy(pictures)[None]).to(device))
-        if encoded.ids is not None:
-            codes.append(encoded.ids.flatten().cpu())
-        if not tokenizer.decodes:
-            continue
-        painted = to_bytes(tokenizer.decode(encoded)[0]).cpu().numpy()[: len(pictures)]
-        scores.append((float(quality.psnr(pictures, painted).mean()), float(quality.ssim(pictures, painted).mean())))
-        if len(shown) < _SHOWN:
-            shown.append(np.stack([pictures[0], painted[0]]))
-    used = usage(torch.cat(codes), tokenizer.codebook_size) if codes else (None, None)
-    measured: dict[str, float | None] = {"psnr": None, "ssim": None, "usage": used[0], "perplexity": used[1]}
-    if not scores:
-        return measured, b""
-    psnr, ssim = np.mean(scores, axis=0)
-    sheet = np.concatenate([np.stack([pair[row] for pair in shown]) for row in range(2)])
-    picture = frames.to_png(frames.mosaic(sheet, len(shown)), scale=2 if sheet.shape[1] < 128 else 1)
-    return measured | {"psnr": float(psnr), "ssim": float(ssim)}, picture

@@ -81,7 +81,7 @@ class Tokenizer(JobStage):
     lpips: float = 0.0
     """Weight of LPIPS (arXiv 1801.03924); needs `lpips_weights`."""
     lpips_weights: str | None = None
-    """Folder with VGG16's and LPIPS' weights (models/tokenizers/losses.py)."""
+    """Folder with VGG16's and LPIPS' weights (models/tokenizers/losses.py); where given, LPIPS is measured as well."""
     gan: float = 0.0
     """Weight of the adversarial loss of a patch discriminator (arXiv 2012.09841); TokenFlow and LlamaGen: 0.5."""
     gan_from: int = 20_000
@@ -164,7 +164,8 @@ class Tokenizer(JobStage):
         for key, (label, reason) in sorted(facts["rejected"].items()):
             job.reject(bytes.fromhex(key), label, reason)
         measured = {name: facts[name] for name in ("psnr", "ssim", "perplexity", "usage")}
-        job.summary({name: value for name, value in measured.items() if value is not None})
+        given = measured | {"lpips": facts["lpips"]}
+        job.summary({name: value for name, value in given.items() if value is not None})
         job.summary({name: float(facts[name]) for name in ("clips", "heldout_clips")})
         yield {
             "step": last.step,

@@ -18,8 +18,12 @@ READ_AFTER = (2, 7, 14, 21, 28)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_weights(tmp_path_factory.mktemp("lpips"))
+
+
+def random_weights(root: Path) -> Path:
     """Random weights under the published names: the formula is tested, no distance is reported."""
-    root = tmp_path_factory.mktemp("lpips")
+    root.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     state = {}
     for place, a, b in zip(PLACES, WIDTHS[:-1], WIDTHS[1:], strict=True):

@@ -78,10 +78,10 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dist.destroy_process_group()
 
 
-def train(stage: Tokenizer, job: FakeJob, dies_at: int = 10**9) -> Ear:
+def train(stage: Tokenizer, job: FakeJob, dies_at: int = 10**9, every: int = 5) -> Ear:
     ear = Ear(dies_at=dies_at)
     config = {"stage": stage, "clips": job.reader("clips"), "checkpoints": job.checkpoints, "sink": ear}
-    loop.train_worker(config | {"log_every": 5})
+    loop.train_worker(config | {"log_every": every})
     return ear
 
 
@@ -198,3 +198,24 @@ def test_wrong_phases_and_missing_weights_are_one_sentence() -> None:
         dataclasses.replace(STAGE, phases={"all": 0})
     with pytest.raises(UserError, match=r"write tokenizer.lpips_weights=DIR"):
         dataclasses.replace(STAGE, lpips=1.0)
+
+
+def test_a_patch_discriminator_and_lpips_join_the_training_and_resume_with_it(
+    tmp_path: Path, clips: pa.Table, alone: None
+) -> None:
+    from tests.models.test_losses import random_weights
+
+    folder = random_weights(tmp_path / "weights")
+    stage = dataclasses.replace(
+        STAGE, phases={"all": 6}, batch=2, checkpoint_every=3, gan=0.5, gan_from=2, lpips=1.0, lpips_weights=str(folder),
+        max_measured=1,
+    )  # fmt: skip
+    whole = FakeJob(tmp_path / "whole", {"clips": clips})
+    (ear, row) = train(stage, whole, every=1), next(iter(stage.run(whole)))
+    assert "lpips" in ear.steps[0][1] and "gan" not in ear.steps[1][1] and {"gan", "judge"} <= set(ear.steps[2][1])
+    assert row["step"] == 6 and whole.summaries["lpips"] > 0
+    broken = FakeJob(tmp_path / "broken", {"clips": clips})
+    with pytest.raises(KilledError):
+        train(stage, broken, dies_at=5, every=1)
+    train(stage, broken, every=1)
+    assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
