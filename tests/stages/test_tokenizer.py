@@ -207,8 +207,8 @@ def test_a_patch_discriminator_and_lpips_join_the_training_and_resume_with_it(
 
     folder = random_weights(tmp_path / "weights")
     stage = dataclasses.replace(
-        STAGE, phases={"all": 6}, batch=2, checkpoint_every=3, gan=0.5, gan_from=2, lpips=1.0, lpips_weights=str(folder),
-        max_measured=1,
+        STAGE, phases={"all": 6}, batch=2, checkpoint_every=3, gan=0.5, gan_from=2, lpips=1.0,
+        lpips_weights=str(folder), max_measured=1,
     )  # fmt: skip
     whole = FakeJob(tmp_path / "whole", {"clips": clips})
     (ear, row) = train(stage, whole, every=1), next(iter(stage.run(whole)))
