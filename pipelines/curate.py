@@ -13,6 +13,7 @@ from stages.caption.interleaved import Interleaved
 from stages.chosen import FineTune
 from stages.clip import Clips
 from stages.filter.distinct import Distinct
+from stages.filter.preferences import Preferences, Preferred
 from stages.filter.score import Scores
 from stages.ingest import Files, Images, Texts, Videos
 from stages.notes import Notes, SourceCaptions
@@ -34,6 +35,9 @@ def graph(config: Config) -> Graph:
     main, document = clauses(config, None), clauses(config, "document")
     finetune, text = clauses(config, "finetune"), clauses(config, "text")
 
+    prefers = any((config.settings.get(Preferences.writes, {}).get("weights") or {}).values())
+    preference = (config.node(Preferences), config.node(Preferred)) if prefers else ()
+
     def behind(stage: type[Stage], dataset: str, over: str, wanted: Mapping[str, str]) -> Node:
         node = config.node(stage)
         return Node(node.stage, Select(dataset, over, wanted), node.placement)
@@ -49,7 +53,8 @@ def graph(config: Config) -> Graph:
         config.node(Scores),
         behind(Distinct, "scores", "clips", main),
         behind(Captions, "distinct", "clips", {**main, **KEPT_ONE}),
-        behind(FineTune, "distinct", "clips", {**main, **KEPT_ONE, **finetune}),
+        *preference,
+        behind(FineTune, "preferred" if prefers else "distinct", "clips", {**main, **KEPT_ONE, **finetune}),
         behind(Readings, "scores", "clips", document),
         behind(Interleaved, "distinct", "clips", {**main, **KEPT_ONE}),
         behind(Edits, "distinct", "clips", main),

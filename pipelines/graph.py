@@ -89,12 +89,17 @@ class Graph:
                 raise UserError(f"{node.name!r} is no name for a dataset: use letters, digits and _, as in my_captions")
             if node.name in seen:
                 raise UserError(f"pipeline {self.name} writes {node.name} twice: each dataset has one writer")
-            wanted = {edge.dataset for edge in node.stage.inputs} | ({node.select.dataset} if node.select else set())
-            missing = sorted(wanted - seen)
+            missing = sorted(set(_read_by(node)) - seen)
             if missing:
                 raise UserError(f"{node.name} reads {', '.join(missing)}, which no earlier stage of {self.name} writes")
             if not isinstance(node.stage, RowStage | JobStage):
                 raise UserError(f"{node.name} is no stage: derive it from RowStage or JobStage")
+            if any(e.parent and e.role != "rows" for e in node.stage.inputs) or (
+                isinstance(node.stage, JobStage) and any(e.parent for e in node.stage.inputs)
+            ):
+                raise UserError(
+                    f"{node.name} asks for parents: only the rows edges of a row stage can, take parent= away"
+                )
             held = {edge.held for edge in node.stage.inputs if edge.role == "rows"}
             if len(held) > 1:
                 raise UserError(f"{node.name} holds some of its row edges and not others: hold all of them, or none")
@@ -116,10 +121,8 @@ class Graph:
         raise UserError(f"{name!r} is no stage of {self.name}: choose among {', '.join(self.names)}")
 
     def inputs_of(self, name: str) -> list[str]:
-        """The datasets that a stage reads, the select's included."""
-        node = self.node(name)
-        names = [edge.dataset for edge in node.stage.inputs]
-        return list(dict.fromkeys(names + ([node.select.dataset] if node.select else [])))
+        """The datasets that a stage reads, the select's and those of its rows' parents included."""
+        return _read_by(self.node(name))
 
     def downstream_of(self, name: str) -> set[str]:
         """A stage and all that depend on it."""
@@ -137,3 +140,9 @@ class Graph:
             if node.name in found:
                 found |= set(self.inputs_of(node.name))
         return found
+
+
+def _read_by(node: Node) -> list[str]:
+    names = [edge.dataset for edge in node.stage.inputs]
+    names += [node.select.dataset] if node.select else []
+    return list(dict.fromkeys([*names, *(edge.parent[0] for edge in node.stage.inputs if edge.parent)]))

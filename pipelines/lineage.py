@@ -71,6 +71,7 @@ class Lineage:
         for given in done["inputs"].values():
             before = self.standing.of_input(given)
             passed_by = given["role"] == "select" and single and not is_checkpoint
+            passed_by = passed_by or given["role"] == "parent"  # the rows' own parents lead there
             if before is None or passed_by or (given["role"] == "side" and not self.sides):
                 continue
             whole = is_checkpoint or given["role"] != "rows"
@@ -167,7 +168,7 @@ class Lineage:
         for done in (d for dones in self.standing.all.values() for d in dones if dataset in d["inputs"]):
             given = done["inputs"][dataset]
             snapshot = snapshot_of(done)
-            if given["role"] == "select":
+            if given["role"] in ("select", "parent"):
                 continue
             table = self._rows(done, None)
             if "manifest" in table.column_names or given["role"] == "side":

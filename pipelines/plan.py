@@ -149,6 +149,7 @@ class Planner:
         held = self._held_done(node, plan)
         open_edges = [e for e in node.stage.inputs if e.role == "rows" and not (e.held and held)]
         gates = {gate.dataset for e in open_edges if (gate := node.gate(e))}
+        gates |= {e.parent[0] for e in open_edges if e.parent}
         if ({e.dataset for e in open_edges} | gates) & set(missing):
             return self._unknown(plan, missing)
         if not node.stage.inputs:

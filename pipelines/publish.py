@@ -133,7 +133,8 @@ def inputs_of(plan: StagePlan) -> dict[str, Any]:
         digest = units.digest if units is not None else snapshot.digest
         count = len(units.keys) if units is not None else snapshot.rows
         edge = next((e for e in plan.node.stage.inputs if e.dataset == name), None)
-        role = edge.role if edge else "select"
+        is_judge = plan.node.select is not None and plan.node.select.dataset == name
+        role = edge.role if edge else "select" if is_judge else "parent"
         unit = edge.unit if edge else "key"
         found[name] = {"snapshot": snapshot.to_json(), "digest": digest, "units": count, "role": role, "unit": unit}
     return found

@@ -62,7 +62,7 @@ def _open_plan(site: Site, plan: StagePlan, folder: Folder) -> shards.ShardPlan:
         site.fleet().warm(_share(site, plan), -(-plan.compute // shards.MIN_ROWS), ShardWorker)
     number = folder.last("plan") + 1
     default = shards.default_rows(plan.node.stage, site.planner.graph, plan.compute or 0)
-    data = shards.make(plan, intent, site.store.head(plan.name), plan.node.placement.shard_rows or default)
+    data = shards.make(plan, site.store, intent, site.store.head(plan.name), plan.node.placement.shard_rows or default)
     folder.put_bytes(f"plan.{number}", data)
     return shards.read(folder, number)
 
@@ -122,10 +122,11 @@ def _share(site: Site, plan: StagePlan) -> Share:
 def _worker(site: Site, plan: StagePlan, folder: Folder, shard_plan: shards.ShardPlan) -> ShardWorker:
     stage, placement = plan.node.stage, plan.node.placement
     assert isinstance(stage, RowStage)
-    edges = tuple(shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "rows")
+    edges = tuple(shard_plan.inputs[e.dataset] for e in shards.row_edges(stage))
+    parents = {e.parent[0]: shard_plan.inputs[e.parent[0]] for e in shards.row_edges(stage) if e.parent}
     sides = {e.dataset: shard_plan.inputs[e.dataset] for e in stage.inputs if e.role == "side"}
     files = site.where_raw_lies() if stage.reads_raw and stage.inputs else None
-    return ShardWorker(stage, plan.recipe, site.root, site.source, edges, sides, files, placement.batch_rows, placement.deadline_s, folder, shard_plan.number)  # fmt: skip  # noqa: E501
+    return ShardWorker(stage, plan.recipe, site.root, site.source, edges, parents, sides, files, placement.batch_rows, placement.deadline_s, folder, shard_plan.number)  # fmt: skip  # noqa: E501
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

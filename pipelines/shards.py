@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.ledger import Folder
-from infra.store import is_blob
+from infra.store import Store, is_blob
 from infra.types import Snapshot
 from pipelines.graph import Graph
 from pipelines.plan import LISTING, StagePlan
+from pipelines.units import parent_positions
 from pipelines.worker import Unit
-from stages.base import Stage
+from stages.base import Edge, Stage
 
 HEADER = b"plait.plan"
 MIN_ROWS = 64
@@ -72,14 +73,16 @@ def default_rows(stage: Stage, graph: Graph, num_units: int) -> int:
     would be over 10,000 fragments to commit. Where media pass through the worker it stays at 64, since a shard is
     held in memory.
     """
-    read = {name: graph.node(edge.dataset).stage.schema for edge in stage.inputs for name in edge.columns}
+    sources = [(edge.dataset, edge.columns) for edge in stage.inputs]
+    sources += [edge.parent for edge in stage.inputs if edge.parent]
+    read = {name: graph.node(dataset).stage.schema for dataset, columns in sources for name in columns}
     fields = [*stage.schema, *(schema.field(name) for name, schema in read.items() if name in schema.names)]
     if getattr(stage, "reads_raw", False) or any(is_blob(field) for field in fields):
         return MIN_ROWS
     return max(MIN_ROWS, min(8192, num_units // 200), num_units // MAX_SHARDS)
 
 
-def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int) -> bytes:
+def make(plan: StagePlan, store: Store, intent: Mapping[str, str], head: int, shard_rows: int) -> bytes:
     """The plan file: units to compute in order of their positions, so that a shard reads neighbouring rows.
 
     In order of their keys each row of a shard would lie in another file (measured: docs/benchmarks.md).
@@ -100,6 +103,8 @@ def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int)
             "key": keys.take(at),
         }
     )
+    if any(edge.parent for edge in row_edges(plan.node.stage)):
+        table = table.append_column("parent", pa.array(_parents(plan, store)[compute]))
     if plan.listing is not None:
         for name in ("path", "size_bytes", "stamp", "left_out"):
             table = table.append_column(name, plan.listing[name].combine_chunks().take(pa.array(positions[compute])))
@@ -116,11 +121,27 @@ def make(plan: StagePlan, intent: Mapping[str, str], head: int, shard_rows: int)
     return sink.getvalue()
 
 
+def row_edges(stage: Stage) -> list[Edge]:
+    """The edges whose rows are units, in the order in which units number them."""
+    return [edge for edge in stage.inputs if edge.role == "rows"]
+
+
+def _parents(plan: StagePlan, store: Store) -> np.ndarray:
+    """Per unit: where its first parent lies; -1 where it is gone, or the edge does not ask."""
+    found = []
+    for edge, units in zip(row_edges(plan.node.stage), plan.units, strict=True):
+        of = plan.snapshots
+        at = parent_positions(store, units.positions, of[edge.dataset], of[edge.parent[0]]) if edge.parent else None
+        found.append(np.full(len(units.keys), -1, np.int64) if at is None else at)
+    return np.concatenate(found)
+
+
 def read(folder: Folder, number: int) -> ShardPlan:
     """Read `plan.N` back."""
     table = pq.read_table(io.BytesIO(folder.get_bytes(f"plan.{number}")))
     header = json.loads(table.schema.metadata[HEADER])
     names = ("key", "path", "size_bytes", "stamp", "left_out") if header["listing"] else ("edge", "position")
+    names += ("parent",) if "parent" in table.column_names else ()
     bounds = np.cumsum(np.bincount(np.asarray(table["shard"]), minlength=0))
     return ShardPlan(
         number,

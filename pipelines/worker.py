@@ -26,7 +26,8 @@ from pipelines.key import RowKeys
 from stages.base import RowStage
 
 Unit = tuple[Any, ...]
-"""(edge number, position in the edge's snapshot), or ("listing", key, path, size, stamp, why it is left out)."""
+"""(edge number, position in the edge's snapshot[, position of its parent]), or
+("listing", key, path, size, stamp, why it is left out)."""
 
 MAX_ERROR_CHARS = 4000
 SCHEMA_ERRORS = (pa.ArrowException, KeyError, TypeError, OverflowError)
@@ -74,6 +75,8 @@ class ShardWorker:
     source: Bucket | None
     inputs: tuple[Snapshot, ...]
     """Snapshots of the stage's row edges, in their order."""
+    parents: Mapping[str, Snapshot]
+    """Those that hold the parents of rows, where an edge asks for them."""
     sides: Mapping[str, Snapshot]
     files: Snapshot | None
     """Where raw content lies today; never part of a key, so that moved files cost nothing."""
@@ -87,7 +90,7 @@ class ShardWorker:
         """Load what the stage needs."""
         self.kit = SideKit(self.root, self.sides)
         self.tools = self.stage.setup(self.kit)
-        self.store = Store(self.root)
+        self.store, self.parent_store = Store(self.root), Store(self.root)
         self.keys = RowKeys(self.stage, self.recipe)
 
     def close(self) -> None:
@@ -112,6 +115,8 @@ class ShardWorker:
             values |= {"dataset": [edge.dataset] * len(at), "unit_key": values[edge.unit]}
             for i, row in zip(at, zip(*values.values(), strict=True), strict=True):
                 rows[i] = dict(zip(values, row))  # noqa: B905 - once per row, and they are as long
+            if edge.parent:
+                self._bring_parents(edge.parent, [(rows[i], units[i][2]) for i in at])
         for i, unit in enumerate(units):
             if unit[0] == "listing":
                 _, key, *facts = unit
@@ -121,6 +126,15 @@ class ShardWorker:
         if self.stage.reads_raw:
             self._locate(loaded)
         return loaded
+
+    def _bring_parents(self, wanted: tuple[str, tuple[str, ...]], rows: Sequence[tuple[Any, int]]) -> None:
+        """Put each row's parent beside its columns, None where it is gone; a parent of many rows is read once."""
+        dataset, columns = wanted
+        positions = sorted({at for _, at in rows if at >= 0})
+        table = self.parent_store.take(self.parents[dataset], positions, ["key", "label", *columns])
+        found = dict(zip(positions, table.to_pylist(), strict=True))
+        for row, at in rows:
+            row["parent"] = found.get(at)
 
     def _locate(self, rows: Sequence[Row]) -> None:
         assert self.source is not None
@@ -141,8 +155,17 @@ class ShardWorker:
         return {row.pop("digest"): row | {"offset": row["offset"] or 0} for row in rows}
 
     def process(self, rows: Sequence[Row]) -> Sequence[Outcome]:
-        """The stage's own method, and nothing else."""
-        return self.stage.process(rows, self.tools)
+        """The stage's own method; a row whose parent is gone never reaches it."""
+        lost = [i for i, row in enumerate(rows) if row.get("parent", row) is None]
+        if not lost:
+            return self.stage.process(rows, self.tools)
+        left = [row for row in rows if row["parent"] is not None]
+        outcomes = list(self.stage.process(left, self.tools)) if left else []
+        for i in lost:
+            outcomes.insert(
+                i, BadRow("The row that it was made from is gone: run without --only, or --retry-quarantined.")
+            )
+        return outcomes
 
     def finish(self, task: Task, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Stage what was made; count the rest. Rows that do not fit the schema are their unit's fault."""

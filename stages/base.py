@@ -72,6 +72,10 @@ class Edge:
     """Fixed SQL over the dataset: rows outside are not units of this stage."""
     held: bool = False
     """Its part of the key stays that of the last `done` until `--refresh`."""
+    parent: tuple[str, tuple[str, ...]] | None = None
+    """A dataset and columns of it: of each row's first parent, which is a row there, they come along in
+    `row["parent"]`. The key is unchanged by it, since a row's key names its parents. A row whose parent is gone goes to
+    quarantine."""
 
 
 class RawFile(Protocol):

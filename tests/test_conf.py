@@ -68,3 +68,13 @@ def test_a_wrong_override_is_one_sentence(override, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         setup([override])
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_weights_are_given_by_the_names_that_the_errors_tell(tmp_path):
+    (tmp_path / "w").write_text("weights")
+    given = [f"preferences.weights.mps={tmp_path}/w", "scores.scorers=[laion]", f"scores.weights.laion={tmp_path}/w"]
+    made = setup(["pipeline=curate", *given])
+    assert {"preferences", "preferred"} <= set(made.graph.names)
+    assert made.graph.node("finetune").select.dataset == "preferred"
+    assert made.graph.node("scores").stage.settings()["weights"].keys() == {"laion"}
+    assert "preferences" not in setup(["pipeline=curate"]).graph.names

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import plait
+from tests.stages import tiny_models
 from tests.stages.test_filter import film, panning
 
 pytestmark = pytest.mark.slow
@@ -60,12 +61,17 @@ def write_source(folder: Path) -> None:
     (folder / "short.txt").write_text("too few words")
 
 
+def preferring(folder: Path) -> list[str]:
+    """Settings with which captions are compared with their clips, by a tiny model."""
+    return [f"preferences.weights.hps={tiny_models.clip(folder)}", "select.finetune_mean=hps > -100 and mps is null"]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("curate")
     (folder / "src").mkdir()
     write_source(folder / "src")
-    arguments = ["pipeline=curate", "source=src", "root=data"]
+    arguments = ["pipeline=curate", "source=src", "root=data", *preferring(tmp_path_factory.mktemp("clip"))]
     done = plait("run", *arguments, "select.quality=quality >= 0", "~select.beauty", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.strip().splitlines()[-1])
@@ -90,6 +96,14 @@ def test_every_path_of_curation_gives_what_was_planted(made):
     assert copies == ["copy.jpg"]  # before and after differ in colour: both are kept
     captioned = {row["label"].partition(" [")[0] for row in rows_of(folder, "captions", ["label"])}
     assert "s.tar/a.png" in captioned and "film.mp4" in captioned and "fast.mp4" not in captioned
+    preferred = rows_of(folder, "preferred", ["label", "hps", "passes"])
+    assert len(preferred) == len(rows_of(folder, "distinct", ["label"])) > len(captioned)
+    assert {row["label"].partition(" [")[0] for row in preferred if row["hps"] is not None} == captioned
+    assert {row["label"] for row in rows_of(folder, "finetune", ["label"])} == {
+        "s.tar/a.png",
+        "before.png",
+        "after.png",
+    }
     (edit,) = rows_of(folder, "edits", ["text", "changed", "label"])
     assert edit["text"] and edit["label"].count("before.png") == edit["label"].count("after.png") == 1
     (frames,) = rows_of(folder, "interleaved", ["frames", "texts"])

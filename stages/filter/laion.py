@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,15 +67,25 @@ class Clip:
                 parts.append(_unit(output).cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
-    def text(self, said: str) -> np.ndarray:
-        """Unit embedding of a text, float32 [D]."""
+    def texts(self, said: Sequence[str]) -> np.ndarray:
+        """Unit embeddings of texts (their beginnings, where they are longer than the model reads), float32 [N, D]."""
+        import numpy as np
         import torch
 
-        tokens = pretrained(weights.transformers().AutoTokenizer, self.place)
+        longest = self.model.config.text_config.max_position_embeddings
+        parts: list[Any] = []
         with torch.inference_mode():
-            given = tokens([said], return_tensors="pt", truncation=True).to(self.device)
-            output = self.model.get_text_features(input_ids=given["input_ids"], attention_mask=given["attention_mask"])
-        return _unit(output)[0].cpu().numpy()
+            for start in range(0, len(said), BATCH):
+                part = list(said[start : start + BATCH])
+                given = self.tokens(part, return_tensors="pt", padding=True, truncation=True, max_length=longest)
+                ids, mask = given["input_ids"].to(self.device), given["attention_mask"].to(self.device)
+                parts.append(_unit(self.model.get_text_features(input_ids=ids, attention_mask=mask)).cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+    @cached_property
+    def tokens(self) -> Any:
+        """The tokenizer that lies beside the model."""
+        return pretrained(weights.transformers().AutoTokenizer, self.place)
 
 
 def _unit(output: Any) -> torch.Tensor:

@@ -10,22 +10,21 @@ from stages.filter.laion import Clip
 if TYPE_CHECKING:
     import numpy as np
 
+DIGITS = 4
+"""Models are asked about many at once, and their last bits depend on how many: what is kept does not."""
+
 
 class Preference:
-    """100 times the cosine of picture and prompt, as HPSv2 reports it (about 20 to 35).
+    """100 times the cosine of picture and text, as HPSv2 reports it (about 20 to 35)."""
 
-    These models were made to compare pictures of one prompt. Clips are scored before they are captioned, so all get
-    the same prompt, and the score says how much the picture looks like what people chose.
-    """
-
-    def __init__(self, place: str, prompt: str) -> None:
+    def __init__(self, place: str) -> None:
         self._clip = Clip(place)
-        self._prompt = self._clip.text(prompt)
 
-    def embedded(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Unit embeddings, float32 [N, D]."""
-        return self._clip.embedded(pictures)
+    def scores(self, pictures: Sequence[np.ndarray], texts: Sequence[str]) -> list[float]:
+        """One score per picture (uint8 RGB [H, W, 3]) and the text beside it; each text is read once."""
+        import numpy as np
 
-    def scored(self, embeddings: np.ndarray) -> list[float]:
-        """One score per unit embedding [N, D]."""
-        return (100 * embeddings @ self._prompt).tolist()
+        distinct = {text: at for at, text in enumerate(dict.fromkeys(texts))}
+        said = np.round(self._clip.texts(list(distinct)), DIGITS)[[distinct[text] for text in texts]]
+        seen = np.round(self._clip.embedded(pictures), DIGITS)
+        return [round(float(score), DIGITS) for score in 100 * (seen * said).sum(axis=1)]

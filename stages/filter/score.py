@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from stages.base import Kit
 
-SCORERS = ("technical", "laion", "hps", "mps")
+SCORERS = ("technical", "laion")
 _SHOTS = 3
 """Pictures that the scorers see of a clip: the middles of its thirds, of those looked at."""
 _DIGITS = 4
@@ -47,8 +47,7 @@ class Scores(RowStage):
 
     technical     technical quality, 0 to 10; needs no weights
     laion         LAION aesthetics, about 1 to 10
-    hps, mps      human preference (100 times a cosine, about 20 to 35)
-    embedding     mean unit embedding of the three frames by the first scorer that has one (laion, hps, mps); else null
+    embedding     mean unit embedding of the three frames by laion; else null
 
     Pictures are shrunk to a short side of 256 pixels first, so scores do not depend on the resolution of the
     source; details lost by that are lost to training too.
@@ -81,11 +80,9 @@ class Scores(RowStage):
     flow_fps: float = 8.0
     """Pictures a second between which flow is measured: one short side a second is 16 of 128 pixels."""
     scorers: tuple[str, ...] = ("technical",)
-    """Scorers by name: technical, laion, hps, mps."""
-    weights: Mapping[str, str] = field(default_factory=dict)
+    """Scorers by name: technical, laion."""
+    weights: Mapping[str, str | None] = field(default_factory=dict)
     """Weights by scorer: a local folder or a hub id; `laion_head`: file of the head, if it is not in that folder."""
-    preference_prompt: str = "a beautiful photograph"
-    """What hps and mps compare each picture with."""
 
     def setup(self, kit: Kit) -> Any:
         """The text detector and the scorers; OpenCV keeps to one thread, for workers share the machine."""
@@ -99,13 +96,9 @@ class Scores(RowStage):
             from stages.filter.technical import Technical
 
             return Technical()
-        if name == "laion":
-            from stages.filter.laion import Laion
+        from stages.filter.laion import Laion
 
-            return Laion(self.weights[name], self.weights.get("laion_head"))
-        from stages.filter.preference import Preference
-
-        return Preference(self.weights[name], self.preference_prompt)
+        return Laion(self.weights[name] or "", self.weights.get("laion_head"))
 
     def __post_init__(self) -> None:
         above_zero(self, "look_fps", "flow_fps")
@@ -120,9 +113,7 @@ class Scores(RowStage):
     def settings(self) -> dict[str, Any]:
         """Weights by what they are, not by where they lie; what no chosen scorer uses is left out."""
         used = {n: weights.named(p) for n, p in self.weights.items() if p and n.partition("_")[0] in self.scorers}
-        prompted = set(self.scorers) & {"hps", "mps"}
-        prompt = {"preference_prompt": self.preference_prompt} if prompted else {"preference_prompt": None}
-        return super().settings() | {"weights": used, "scorers": sorted(self.scorers)} | prompt
+        return super().settings() | {"weights": used, "scorers": sorted(self.scorers)}
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Measure each clip in one decode; ask each scorer about all clips at once."""

@@ -67,8 +67,7 @@ def test_the_video_families_of_the_oracle_are_found_and_no_others(shared: Path) 
 
 SCORES = {
     "source_kind": "image", "short_side": 512, "duration_s": 0.0, "text_area": 0.0, "flow": None, "solid_colour": 0.1,
-    "flat_colours": 0.1, "quality": 5.0, "num_frames_seen": 1, "technical": 5.0, "laion": None, "hps": None,
-    "mps": None, "embedding": None,
+    "flat_colours": 0.1, "quality": 5.0, "num_frames_seen": 1, "technical": 5.0, "laion": None, "embedding": None,
 }  # fmt: skip
 
 

@@ -13,9 +13,11 @@ import torch
 from infra.types import UserError
 from pipelines.config import strict
 from stages import media
+from stages.base import BadRow
 from stages.filter.colour import flat_colours
 from stages.filter.fingerprint import fingerprint
 from stages.filter.laion import Laion
+from stages.filter.preferences import Preferences
 from stages.filter.score import Scores
 from stages.filter.text_area import TextAreas, detector, text_area
 from tests.stages import tiny_models
@@ -36,7 +38,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_a_score_is_the_least_of_three_frames_and_clips_are_asked_about_at_once(clip_folder, rows, monkeypatch) -> None:
-    stage = Scores(scorers=("technical", "laion", "hps"), weights={"laion": str(clip_folder), "hps": str(clip_folder)})
+    stage = Scores(scorers=("technical", "laion"), weights={"laion": str(clip_folder)})
     tools = stage.setup(None)  # type: ignore[arg-type]
     calls: list[int] = []
     embedded = Laion.embedded
@@ -46,13 +48,38 @@ def test_a_score_is_the_least_of_three_frames_and_clips_are_asked_about_at_once(
     assert calls == [6] and not isinstance(together[1], list)
     alone = [stage.process([row], tools)[0] for row in rows if row is not rows[1]]
     for one, other in zip([together[0], *together[2:]], alone, strict=True):
-        assert set(one[0]) == set(Scores.schema.names) and one[0]["mps"] is None
-        for name in ("laion", "hps", "technical"):
+        assert set(one[0]) == set(Scores.schema.names)
+        for name in ("laion", "technical"):
             assert one[0][name] == pytest.approx(other[0][name], abs=1e-2)
         assert np.linalg.norm(one[0]["embedding"]) == pytest.approx(1, abs=1e-2)
     pictures = [picture for _, picture in media.sampled(rows[0]["media"], "video", 2.0, 256)]
     scorer = tools[1]["laion"]
     assert together[0][0]["laion"] == pytest.approx(min(scorer.scored(scorer.embedded(pictures))), abs=1e-2)
+
+
+def test_preference_is_of_a_clip_and_its_own_caption_whatever_stands_beside_it(clip_folder, rows) -> None:
+    stage = Preferences(weights={"hps": str(clip_folder)})
+    tools = stage.setup(None)  # type: ignore[arg-type]
+    said = [
+        "a wall",
+        "never seen",
+        "a wall that moves, told of at such length that no model reads it to its end" * 3,
+        "a",
+    ]
+    given = [{"text": text, "parent": row} for text, row in zip(said, rows, strict=True)]
+    together = stage.process(given, tools)
+    assert isinstance(together[1], BadRow)
+    for row, outcome in zip(given, together, strict=True):
+        if not isinstance(outcome, BadRow):
+            (alone,) = stage.process([row], tools)[0]
+            assert outcome[0]["mps"] is None and outcome[0]["hps"] == pytest.approx(alone["hps"], abs=1e-2)
+    (other,) = stage.process([{"text": "something else", "parent": rows[0]}], tools)[0]
+    assert other["hps"] != pytest.approx(together[0][0]["hps"], abs=1e-2)
+    shots = media.evenly(rows[0]["media"], "video", 24, 3, 256)
+    text, seen = tools["hps"]._clip.texts(["a wall"]), tools["hps"]._clip.embedded(shots)
+    assert together[0][0]["hps"] == pytest.approx(100 * float((seen @ text.T).min()), abs=1e-2)
+    with pytest.raises(UserError, match="takes hps, mps"):
+        Preferences(weights={"laion": str(clip_folder)})
 
 
 def test_the_aesthetic_head_is_a_chain_of_linear_layers(clip_folder: Path) -> None:
@@ -67,21 +94,24 @@ def test_the_aesthetic_head_is_a_chain_of_linear_layers(clip_folder: Path) -> No
 
 def test_weights_are_named_by_what_they_are_not_by_where_they_lie(clip_folder: Path, tmp_path: Path) -> None:
     def of(place: Path | str) -> dict[str, Any]:
-        return Scores(scorers=("laion",), weights={"laion": str(place), "hps": "unused"}).settings()
+        return Scores(scorers=("laion",), weights={"laion": str(place)}).settings()
 
     moved = shutil.copytree(clip_folder, tmp_path / "moved")
     assert of(moved) == of(clip_folder) and set(of(moved)["weights"]) == {"laion"}
     tiny_models.clip(moved, seed=1)
     assert of(moved) != of(clip_folder)
     assert of("openai/clip-vit-large-patch14@abc")["weights"]["laion"] == "openai/clip-vit-large-patch14@abc"
-    assert Scores().settings() == Scores(preference_prompt="another", weights={"laion": "unused"}).settings()
+    assert Scores().settings() == Scores(weights={"laion": "unused"}).settings()
+    assert (
+        Preferences(weights={"hps": str(moved)}).settings() != Preferences(weights={"hps": str(clip_folder)}).settings()
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
         ({"scorers": ["laion"]}, "write scores.weights.laion=DIR"),
-        ({"scorers": ["beauty"]}, "takes technical, laion, hps, mps"),
+        ({"scorers": ["beauty"]}, "takes technical, laion"),
         ({"scorers": ["laion"], "weights": {"laion": "/nowhere"}}, "there are no weights at /nowhere"),
     ],
 )
