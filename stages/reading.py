@@ -79,13 +79,15 @@ def _boxes(ocr: Any, picture: np.ndarray) -> list[np.ndarray]:
 def _boxes_at_half_size(ocr: Any, picture: np.ndarray) -> list[np.ndarray]:
     import cv2
 
-    half = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    return [2 * box for box in _boxes(ocr, half)]
+    height, width = picture.shape[:2]
+    half = cv2.resize(picture, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA)
+    return [box * (width / half.shape[1], height / half.shape[0]) for box in _boxes(ocr, half)]
 
 
 def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
     import cv2
 
+    one, other = one.astype("float32"), other.astype("float32")
     common = cv2.intersectConvexConvex(one, other)[0]
     return common >= _SAME * (cv2.contourArea(one) + cv2.contourArea(other) - common)
 
