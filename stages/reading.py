@@ -20,7 +20,7 @@ _LINE = (1.5, 3.0)
 """A line of text is 1.5 times as long as thick, and 3 times where it is thicker than a third of the short side.
 On small pictures without text the detector is prone to a box around a square thing, or around everything (a cat,
 coins, a flower; tests). Up to half of the short side, a box that is less long counts where the detector sees it in the
-picture at half its size too: large letters stay (a number on a shirt), and the two false ones of the shared data vanish."""
+picture at half its size too: large letters stay (a number on a shirt), both false ones of the shared data vanish."""
 _SAME = 0.5
 """Area in common over area of both, from which two boxes are one thing."""
 _SURE = 0.9
