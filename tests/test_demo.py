@@ -15,7 +15,7 @@ from tests.conftest import REPO, plait
 pytestmark = pytest.mark.slow
 
 SMALL = [
-    "sample.num_videos=3", "sample.num_stills=80", "sample.num_texts=6", "tokenizer.steps=40", "tokenizer.batch=8",
+    "sample.num_videos=3", "sample.num_stills=80", "sample.num_texts=6", "tokenizer.phases.all=40", "tokenizer.batch=8",
     "tokenizer.checkpoint_every=20", "model.steps=6", "model.checkpoint_every=3", "evals.num_samples=2",
 ]  # fmt: skip
 STAGES = [
@@ -28,6 +28,7 @@ STAGES = [
     "captions",
     "tokenizer",
     "indices",
+    "text_tokenizer",
     "packs",
     "model",
     "evals",
