@@ -75,17 +75,17 @@ def parts(ids_NL: Tensor, grids: Sequence[Sides], full: Sides, lookup: Callable[
 
 
 def drawn_inputs(
-    distances_LK: Tensor, ids_L: Tensor, *, top_k: int, share: float, temperature: float, salt: bytes
+    near_Lk: Tensor, codes_Lk: Tensor, ids_L: Tensor, *, share: float, temperature: float, salt: bytes
 ) -> Tensor:
     """(L) codes to show a model instead of the targets `ids_L`: self-correction (arXiv 2601.02204).
 
-    A `share` of the places draws from its `top_k` nearest codes, by a softmax over minus their distances; all others
+    A `share` of the places draws from its k nearest codes (at distances
+    `near_Lk`, least first), by a softmax over minus the distances; all others
     keep their target. What is drawn follows from the targets and `salt` alone: the same picture draws the same
     anywhere.
     """
     seed = int.from_bytes(hashlib.blake2b(ids_L.cpu().numpy().tobytes() + salt, digest_size=7).digest(), "big")
-    uniform_2L = torch.rand(2, len(ids_L), generator=torch.Generator().manual_seed(seed)).to(distances_LK.device)
-    near_Lk, codes_Lk = distances_LK.topk(min(top_k, distances_LK.shape[1]), dim=1, largest=False)
+    uniform_2L = torch.rand(2, len(ids_L), generator=torch.Generator().manual_seed(seed)).to(near_Lk.device)
     reached_Lk = torch.softmax(-near_Lk / temperature, 1).cumsum(1)
     place_L = (uniform_2L[1][:, None] > reached_Lk).sum(1).clamp(max=codes_Lk.shape[1] - 1)
     drawn_L = codes_Lk.gather(1, place_L[:, None])[:, 0]

@@ -127,6 +127,12 @@ class NextFlowTokenizer(VisionTokenizer):
         block = max(1, BLOCK_ELEMENTS // self.codebook_size)
         return torch.cat([self.distances(part).argmin(1) for part in latent_MD.split(block)])
 
+    def nearest_few(self, latent_MD: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(M, k) least distances, and the indices at them; never more distances at once than BLOCK_ELEMENTS."""
+        block, count = max(1, BLOCK_ELEMENTS // self.codebook_size), min(count, self.codebook_size)
+        found = [self.distances(part).topk(count, dim=1, largest=False) for part in latent_MD.split(block)]
+        return torch.cat([few.values for few in found]), torch.cat([few.indices for few in found])
+
     def lookup(self, codes: Tensor) -> Tensor:
         """(..., Ds + Dp): both codebooks' rows of the index."""
         meant = self.semantic_book.weight[codes]
@@ -154,13 +160,9 @@ class NextFlowTokenizer(VisionTokenizer):
         for number, latent_LD in enumerate(latents):
             target = ids_L[at : at + len(latent_LD)]
             at += len(latent_LD)
-            given = {"top_k": shape.correction_top_k, "share": shape.correction_share}
-            salt = bytes([number])
-            drawn.append(
-                multiscale.drawn_inputs(
-                    self.distances(latent_LD), target, temperature=shape.correction_temperature, salt=salt, **given
-                )
-            )
+            near, codes = self.nearest_few(latent_LD, shape.correction_top_k)
+            rule = {"share": shape.correction_share, "temperature": shape.correction_temperature}
+            drawn.append(multiscale.drawn_inputs(near, codes, target, salt=bytes([number]), **rule))
         return torch.cat(drawn)
 
     @torch.no_grad()

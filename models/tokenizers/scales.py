@@ -53,8 +53,12 @@ def _fitted(side: int, height: int, width: int) -> Sides:
 
 
 def aspects(side: int) -> tuple[Sides, ...]:
-    """40 finest grids of about side * side places, from 1:4 to 4:1 in equal steps of the logarithm."""
+    """40 finest grids of about side * side places, from 1:4 to 4:1 in equal steps of the logarithm; the square is one.
+
+    40 steps pass the square by on both sides: the nearest below it is moved onto it.
+    """
     ratios = [_LONGEST ** (2 * place / (NUM_ASPECTS - 1) - 1) for place in range(NUM_ASPECTS)]
+    ratios[NUM_ASPECTS // 2 - 1] = 1.0
     rows = [max(1, round(side * math.sqrt(ratio))) for ratio in ratios]
     return tuple((r, max(1, round(side * side / r))) for r in rows)
 

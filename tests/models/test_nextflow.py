@@ -112,7 +112,8 @@ def test_self_correction_changes_inputs_only_and_for_the_stated_share() -> None:
 def test_inputs_are_drawn_among_the_nearest_by_their_distance() -> None:
     distances = torch.tensor([[0.0, 1.0, 2.0, 50.0]]).repeat(6000, 1)
     ids = torch.zeros(6000, dtype=torch.long)
-    drawn = multiscale.drawn_inputs(distances, ids, top_k=3, share=1.0, temperature=1.0, salt=b"")
+    near, codes = distances.topk(3, dim=1, largest=False)
+    drawn = multiscale.drawn_inputs(near, codes, ids, share=1.0, temperature=1.0, salt=b"")
     expected = torch.softmax(-torch.tensor([0.0, 1.0, 2.0]), 0)
     assert torch.allclose(torch.bincount(drawn, minlength=4)[:3] / 6000, expected, atol=0.02) and drawn.max() == 2
 

@@ -47,6 +47,8 @@ def test_forty_shapes_have_nearly_as_many_places_at_every_scale(side: int) -> No
 
 def test_the_nearest_shape_is_the_nearest() -> None:
     assert nearest_aspect(16, 1000, 4000) == (8, 32) and nearest_aspect(16, 4000, 1000) == (32, 8)
+    for side in (16, 32, 64):
+        assert nearest_aspect(side, 1000, 1000) == (side, side)
     rows, columns = nearest_aspect(32, 1080, 1920)
     assert abs(rows / columns - 1080 / 1920) < 0.04
 
