@@ -52,7 +52,7 @@ def generate_images(
     visual = slice(vocabulary.visual_offset, vocabulary.visual_offset + vocabulary.codebook_size)
     codes: list[Tensor] = []
     for offset in range(1, grid[0] * frame_tokens(grid) + 1):
-        hidden_BTD = trunk(tokens_BT, positions_BT, attend)
+        hidden_BTD = trunk(trunk.embedding(tokens_BT), positions_BT, attend)
         mark = allowed(offset, grid, vocabulary)
         if mark is None:
             logits_BV = (hidden_BTD[:, -1] @ trunk.head.weight[visual].T).float()

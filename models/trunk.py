@@ -1,7 +1,8 @@
 """The decoder: one file, one path, visible shapes. Llama-2 style, as in Emu3 (arXiv 2409.18869, section 2.2).
 
-Legend: B batch, T tokens, D width, H query heads, G KV heads, E head size, F FFN size, V vocabulary.
-It knows no recipe: what a token may see comes in as `attend`, where it stands as `positions`.
+Legend: B batch, T tokens, D width, H query heads, G KV heads, E head size, F FFN size, V vocabulary, A axes.
+It knows no recipe: what stands at a place comes in as vectors, what it may see as `attend`, where it stands as
+`positions`. Which published trunks it can be: models/hf_layout.py.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import layer_norm, silu
 
 from models.attention import Attend
 from models.flops import TrunkShape
@@ -24,6 +25,12 @@ from models.vocabulary import Vocabulary
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _INIT_STD = 0.02
 
+QkNorm = Literal["none", "rms", "layer"]
+"""Of every query and key head before the rotation: RMSNorm shared by all heads (Qwen3), or LayerNorm with weights of
+its own for each head (Chameleon, arXiv 2405.09818)."""
+NormPlace = Literal["before", "after"]
+"""x + f(norm(x)), or x + norm(f(x)) (Chameleon 34B, after Swin v2)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
@@ -31,13 +38,26 @@ class TrunkConfig:
 
     shape: TrunkShape
     vocabulary_size: int
-    """V, rows of embedding and head, which are not tied."""
+    """V, rows of embedding and head."""
     rope_base: float = 1e6
-    qk_norm: bool = False
-    """RMSNorm of every query and key head before the rotation (arXiv 2302.05442)."""
+    rope_sections: tuple[int, ...] = ()
+    """Rotary frequencies of each axis of the positions, E/2 in all; empty: positions have one axis."""
+    qk_norm: QkNorm = "none"
+    norm: NormPlace = "before"
+    qkv_bias: bool = False
+    """Biases of queries, keys and values (Qwen2)."""
+    tied: bool = False
+    """One matrix for embedding and head (small Qwen2)."""
     dropout: float = 0.0
     """On the embedding, both residual branches and attention, 0 to 1."""
     norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.rope_sections and sum(self.rope_sections) != self.shape.head_dim // 2:
+            raise ValueError(
+                f"rope_sections {list(self.rope_sections)} do not add up to half of the head size, "
+                f"{self.shape.head_dim // 2}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
@@ -46,8 +66,23 @@ class TrunkConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrunkConfig:
         """The inverse of `to_json`."""
-        kwargs: dict[str, Any] = data | {"shape": TrunkShape(**data["shape"])}
+        sections = tuple(data["rope_sections"])
+        kwargs: dict[str, Any] = data | {"shape": TrunkShape(**data["shape"]), "rope_sections": sections}
         return cls(**kwargs)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over each head's E numbers, with gain and shift of its own for every head."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, 1, head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads, 1, head_dim))
+        self.eps = eps
+
+    def forward(self, x_BHTE: Tensor) -> Tensor:
+        """(B, H, T, E) to (B, H, T, E)."""
+        return layer_norm(x_BHTE, x_BHTE.shape[-1:], eps=self.eps) * self.weight + self.bias
 
 
 class Attention(nn.Module):
@@ -58,11 +93,10 @@ class Attention(nn.Module):
         shape = config.shape
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self.dropout = config.dropout
-        self.q = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=False)
-        self.kv = nn.Linear(shape.width, 2 * shape.kv_heads * shape.head_dim, bias=False)
+        self.q = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=config.qkv_bias)
+        self.kv = nn.Linear(shape.width, 2 * shape.kv_heads * shape.head_dim, bias=config.qkv_bias)
         self.out = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=False)
-        norm = (lambda: nn.RMSNorm(shape.head_dim, config.norm_eps)) if config.qk_norm else nn.Identity
-        self.q_norm, self.k_norm = norm(), norm()
+        self.q_norm, self.k_norm = (_head_norm(config, heads) for heads in (shape.heads, shape.kv_heads))
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -73,6 +107,12 @@ class Attention(nn.Module):
         k_BGTE = rotate(self.k_norm(k_BTGE.transpose(1, 2)), rope)
         y_BHTE = attend(layer, q_BHTE, k_BGTE, v_BTGE.transpose(1, 2), self.dropout if self.training else 0.0)
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, -1))
+
+
+def _head_norm(config: TrunkConfig, heads: int) -> nn.Module:
+    if config.qk_norm == "layer":
+        return HeadNorm(heads, config.shape.head_dim, config.norm_eps)
+    return nn.RMSNorm(config.shape.head_dim, config.norm_eps) if config.qk_norm == "rms" else nn.Identity()
 
 
 class FeedForward(nn.Module):
@@ -91,7 +131,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block: attention, then feed-forward, each a residual branch."""
+    """Attention, then feed-forward, each a residual branch, normalised before or after."""
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
@@ -100,9 +140,13 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.shape.width, config.norm_eps)
         self.ffn = FeedForward(config)
         self.drop = nn.Dropout(config.dropout)
+        self.after = config.norm == "after"
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
         """(B, T, D) to (B, T, D)."""
+        if self.after:
+            x_BTD = x_BTD + self.drop(self.attention_norm(self.attention(x_BTD, rope, attend, layer)))
+            return x_BTD + self.drop(self.ffn_norm(self.ffn(x_BTD)))
         x_BTD = x_BTD + self.drop(self.attention(self.attention_norm(x_BTD), rope, attend, layer))
         return x_BTD + self.drop(self.ffn(self.ffn_norm(x_BTD)))
 
@@ -118,23 +162,29 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.shape.layers))
         self.norm = nn.RMSNorm(config.shape.width, config.norm_eps)
         self.head = nn.Linear(config.shape.width, config.vocabulary_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
 
     def initialise(self, seed: int) -> Trunk:
         """Normal(0, 0.02) weights from the seed alone; what writes into the residual stream divided by sqrt(2L)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                nn.init.ones_(parameter)
+            if "norm" in name or parameter.ndim < 2:
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
                 continue
             into_stream = name.endswith(("attention.out.weight", "ffn.down.weight"))
             scale = (2 * self.config.shape.layers) ** -0.5 if into_stream else 1.0
             nn.init.normal_(parameter, 0.0, _INIT_STD * scale, generator=generator)
         return self
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (B, T, D) after the final norm; `head` turns them into logits (B, T, V)."""
-        rope = rope_table(positions_BT, self.config.shape.head_dim, self.config.rope_base)
-        x_BTD = self.drop(self.embedding(tokens_BT))
+    def forward(self, x_BTD: Tensor, positions_BTA: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (B, T, D) after the final norm; `head` turns them into logits (B, T, V).
+
+        `x` is what stands at each place, of plain tokens `embedding(tokens)`; positions are (B, T), or (B, T, A).
+        """
+        config = self.config
+        rope = rope_table(positions_BTA, config.shape.head_dim, config.rope_base, config.rope_sections)
+        x_BTD = self.drop(x_BTD)
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope, attend, layer)
         return self.norm(x_BTD)

@@ -45,7 +45,7 @@ def likelihoods(trunk: Trunk, documents: Sequence[Document]) -> Iterator[NDArray
 def _batch_likelihoods(trunk: Trunk, documents: Sequence[Document]) -> list[NDArray[np.float64]]:
     lengths = [len(one.tokens) for one in documents]
     tokens_T = torch.from_numpy(np.concatenate([one.tokens for one in documents]))
-    hidden_BTD = trunk(tokens_T[None], document_positions(lengths)[None], DocumentAttention(lengths))
+    hidden_BTD = trunk(trunk.embedding(tokens_T)[None], document_positions(lengths)[None], DocumentAttention(lengths))
     weights_T = torch.ones(len(tokens_T))
     _, nll_T = linear_cross_entropy(hidden_BTD[0], trunk.head.weight, tokens_T.roll(-1), weights_T, 1.0)
     shifted = nll_T.roll(1).double().numpy()

@@ -50,7 +50,7 @@ class NextToken(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Loss over the divisor (scalar) and the likelihood of each target (T), nats."""
         positions_T = document_positions(lengths, tokens_T.device)
-        hidden_BTD = self.trunk(tokens_T[None], positions_T[None], DocumentAttention(lengths))
+        hidden_BTD = self.trunk(self.trunk.embedding(tokens_T)[None], positions_T[None], DocumentAttention(lengths))
         return linear_cross_entropy(hidden_BTD[0], self.trunk.head.weight, targets_T, weights_T, divisor)
 
 

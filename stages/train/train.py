@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -65,8 +65,8 @@ class Model(JobStage):
     """Largest norm of the gradient."""
     dropout: float = 0.0
     """On the embedding, residual branches and attention, 0 to 1."""
-    qk_norm: bool = True
-    """Normalise queries and keys."""
+    qk_norm: Literal["none", "rms", "layer"] = "rms"
+    """Normalise queries and keys: rms as Qwen3, layer as Chameleon."""
     rope_base: float = 10_000.0
     """Of the rotary positions."""
     checkpoint_every: int = 100

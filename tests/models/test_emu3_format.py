@@ -113,7 +113,7 @@ def test_generated_images_parse_whatever_the_logits_and_caching_changes_nothing(
 
         with torch.no_grad():
             T = len(tokens)
-            hidden = trunk(torch.tensor([tokens]), torch.arange(T)[None], DocumentAttention([T]))[0]
+            hidden = trunk(trunk.embedding(torch.tensor([tokens])), torch.arange(T)[None], DocumentAttention([T]))[0]
         logits = (hidden @ trunk.head.weight.T)[:, SMALL.visual_offset :]
         at = [p for p in range(len(prompt), T) if tokens[p] >= SMALL.visual_offset]
         assert [int(logits[p - 1].argmax()) for p in at] == ids.tolist()

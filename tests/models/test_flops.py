@@ -23,7 +23,7 @@ def _counted(lengths: list[int], backward: bool) -> tuple[float, float]:
     trunk = Trunk(TrunkConfig(shape=SHAPE, vocabulary_size=300)).initialise(0)
     tokens = torch.randint(300, (1, sum(lengths)))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        hidden = trunk(tokens, document_positions(lengths)[None], DocumentAttention(lengths))
+        hidden = trunk(trunk.embedding(tokens), document_positions(lengths)[None], DocumentAttention(lengths))
         logits = hidden @ trunk.head.weight.T
         if backward:
             logits.sum().backward()

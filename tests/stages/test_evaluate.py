@@ -109,7 +109,7 @@ def test_likelihoods_equal_dense_cross_entropy(made: FakeJob) -> None:
         n = len(document.tokens)
         tokens = torch.from_numpy(document.tokens)[None]
         with torch.no_grad():
-            hidden = trunk(tokens, torch.arange(n)[None], DenseAttention(may_see(torch.zeros(n))))
+            hidden = trunk(trunk.embedding(tokens), torch.arange(n)[None], DenseAttention(may_see(torch.zeros(n))))
             logits = trunk.head(hidden)[0]
         expected = torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:], reduction="none")
         assert nats[0] == 0 and np.allclose(nats[1:], expected, atol=1e-4)
