@@ -49,18 +49,24 @@ class DenseAttention:
 
 
 class DocumentAttention:
-    """Causal attention inside each packed document, one kernel call a document: cost is the sum over documents.
+    """Attention inside each packed document, one kernel call a document: cost is the sum over documents.
 
-    Equal to `DenseAttention(may_see(document))`. The place of the varlen kernel on GPU.
+    Equal to `DenseAttention(may_see(document, group))`; causal where a document has no groups. The oracle, and the way
+    on CPU, of the kernels in models/kernels.py.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], group_T: Tensor | None = None) -> None:
         self.lengths = [int(length) for length in lengths]
+        groups = [None] * len(self.lengths) if group_T is None else group_T.split(self.lengths)
+        self.masks = [
+            None if group is None or not (group != NO_GROUP).any() else may_see(torch.zeros_like(group), group_T=group)
+            for group in groups
+        ]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         """Attention of every document by itself, joined along T."""
-        parts = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([_causal(*part, dropout=dropout) for part in parts], dim=2)
+        parts = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), self.masks, strict=True)
+        return torch.cat([_own(*part, dropout=dropout) for part in parts], dim=2)
 
 
 class CachedAttention:
@@ -88,5 +94,7 @@ class CachedAttention:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True)
+def _own(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    return scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=True
+    )

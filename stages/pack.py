@@ -2,282 +2,300 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from infra.types import UserError
-from models import emu3_format, flops
 from models.flops import TrunkShape
-from models.tokenizers.codes import unpacked
-from models.vocabulary import TEXT, VISION, Vocabulary
+from models.layout import KINDS, Document, Format, Layout
+from models.vocabulary import EMU3, TEXT, VISION, Vocabulary
 from stages import pack_report
-from stages.base import Edge, Job, JobStage, Row
-from stages.pack_report import Bin, Sample
+from stages.base import Edge, Job, JobStage, Row, above_zero
+from stages.packing import Budget, Plan, measures, plan, training_order
+from stages.pack_samples import Corpus, Samples
 
 if TYPE_CHECKING:
-    from models.emu3_format import TextTokenizer
+    from models.raster import TextTokenizer
 
-_HELD_OUT = "held out for evaluation"
-_INDICES = ("grids", "ids", "codebook_size", "tokenizer", "held_out")
+_GROUPS_AT_ONCE = 8
+"""Groups whose rows are read together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training: which samples, and how large packs are."""
+
+    size: int | None = None
+    """Only pictures of this `indices.size`; unset: of every size."""
+    video: bool = True
+    """Whether films are in."""
+    flops_per_pack: float | None = None
+    max_tokens: int | None = None
+    """Unset: those of the stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packs(JobStage):
-    """Fixed-FLOP sequences of whole samples in Emu3's format, and their order in training.
+    """Sequences of about equal cost in the recipe's layout, and their order in training.
 
-    A sample is a caption with the codes of its clip (the image after the caption, or before it for a fraction of
-    samples chosen by H(key)), or a plain text, cut into pieces where it is longer than `max_text_tokens`. Nothing is
-    dropped and images are never cut. Samples are sorted by H(member key) and cut into groups where it is 0 mod
-    `group_one_in`; inside a group they go first-fit into at most `open_bins` open packs, which bounds memory
-    and lets a new sample change one group only. A pack is full at `flops_per_pack` training FLOPs or
-    `max_tokens`, whichever comes first. Packs are not padded: the trainer runs ragged documents.
+    A sample is a caption with what was extracted of its clip, in one of both orders, or a plain text, cut into pieces
+    where it is longer than `max_text_tokens`. Nothing is dropped, and pictures are never cut. Samples are sorted by
+    H(member keys) and cut into groups where it is 0 mod `group_one_in`; packs are made inside a group
+    (stages/packing.py), which bounds memory and lets a new sample change one group only. A pack holds at most
+    `flops_per_pack` training FLOPs and `max_tokens`. Packs are not padded: the trainer runs ragged documents. The
+    `step_packs` packs of a step cost about the same, so any number of ranks that divides it is balanced.
 
-    Rejects held-out rows, captions without codes and codes without a caption, each with the reason.
+    Rejects held-out rows, captions without indices, indices without a caption, texts without a share.
     """
 
     writes: ClassVar[str] = "packs"
+    revision: ClassVar[int] = 2
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("captions", columns=("text", "held_out")),
-        Edge("indices", columns=_INDICES),
+        Edge("indices", columns=("grids", "ids", "codebook_size", "tokenizer", "held_out")),
         Edge("texts", columns=("text", "held_out")),
         Edge("text_tokenizer", role="side"),
     )
     schema: ClassVar[pa.Schema] = pa.schema(
         [
             ("tokens", pa.list_(pa.int32())),
+            pa.field("shown", pa.list_(pa.int32()), nullable=True),
             ("loss_weights", pa.list_(pa.float32())),
             (
                 "segments",
                 pa.list_(
                     pa.struct(
-                        [("start", pa.int32()), ("len", pa.int32()), ("kind", pa.string()), ("document", pa.int32())]
+                        [("len", pa.int32()), ("kind", pa.int8()), ("document", pa.int32()), ("rows", pa.int32()),
+                         ("columns", pa.int32()), ("scale", pa.int32()), ("num_scales", pa.int32())]
                     )
                 ),
             ),
+            pa.field("latents", pa.large_binary(), nullable=True),
+            pa.field("features", pa.large_binary(), nullable=True),
             ("num_tokens", pa.int32()),
+            ("num_places", pa.int32()),
             ("num_text_tokens", pa.int32()),
             ("num_vision_tokens", pa.int32()),
+            ("num_pictures", pa.int32()),
             ("loss_weight", pa.float64()),
             ("flops", pa.float64()),
             ("order", pa.int64()),
-            ("vocabulary", pa.string()),
+            ("phase", pa.string()),
+            ("format", pa.string()),
         ]
-    )
+    )  # fmt: skip
 
+    layout: Layout
+    """How a document is written, and what of it is learnt."""
     trunk: TrunkShape
     """Sizes of the model the cost is counted for; the same as `model.trunk`."""
     flops_per_pack: float
-    """Budget of a pack, training FLOPs (3x forward); at least the cost of the costliest sample."""
+    """Budget of a pack, training FLOPs (3x forward); at least the cost of the costliest sample, or `own_lane`."""
     max_tokens: int = 4096
-    """Cap on the tokens of a pack: memory."""
+    """Cap on the places of a pack in the trunk: memory."""
     max_text_tokens: int = 512
     """Longer plain texts are cut into pieces of this length."""
-    understanding: float = 0.3
-    """Fraction of pairs with the caption after the image, 0 to 1."""
-    vision_weight: float = 0.5
-    """Loss weight of tokens of the vision block (Emu3: 0.5); text has 1."""
-    open_bins: int = 8
-    """Packs that may be open at once."""
+    own_lane: bool = False
+    """Samples above the budget get packs of their own, together in steps of their own; else they are an error."""
+    mixture: Mapping[str, float] = field(default_factory=lambda: {"generation": 0.7, "understanding": 0.3})
+    """Shares of samples that are drawn from their caption, read into it, or plain text. Samples of a task that is short
+    are seen more than once, none less than once; without `text`, every text once. A share of 0 leaves texts out."""
+    sources: Mapping[str, float] = field(default_factory=dict)
+    """How often samples of files are seen, by the beginning of their name; 1 where none fits."""
+    caption_drop: float = 0.0
+    """Share of drawn pictures without their caption, for guidance (Emu3: 0.05, TokenFlow: 0.1)."""
+    phases: Mapping[str, Phase] = field(default_factory=dict)
+    """Stretches of training, one after the other; empty: one."""
+    vocabulary: Literal["compact", "emu3"] = "compact"
+    """Ids without gaps, or those of the published Emu3."""
+    step_packs: int = 4
+    """Packs of a step; the same as `model.global_batch`."""
     group_one_in: int = 1024
     """Mean number of samples in a group."""
     seed: int = 0
     """Of the order in training."""
 
+    def __post_init__(self) -> None:
+        above_zero(self, "flops_per_pack", "max_tokens", "max_text_tokens", "step_packs", "group_one_in")
+        strange = sorted(set(self.mixture) - {"generation", "understanding", "text"})
+        if strange:
+            raise UserError(f"packs.mixture has {strange[0]}: its tasks are generation, understanding and text")
+        if any(share < 0 for share in self.mixture.values()):
+            raise UserError(f"packs.mixture is {dict(self.mixture)}: give shares of 0 or more")
+
+    def all_phases(self) -> dict[str, Phase]:
+        """By name, in order."""
+        return dict(self.phases) or {"all": Phase()}
+
+    def budget(self, phase: Phase) -> Budget:
+        """Of a pack of a phase."""
+        return Budget(
+            flops=phase.flops_per_pack or self.flops_per_pack,
+            max_tokens=phase.max_tokens or self.max_tokens,
+            group_one_in=self.group_one_in,
+        )
+
     def run(self, job: Job) -> Iterator[Row]:
-        """Read, build the samples, pack, order, report."""
-        samples, vocabulary = self._samples(job)
-        if not samples:
-            return
-        samples.sort(key=lambda sample: (sample.place, sample.part))
-        packs = self.packed(samples)
-        orders = _training_order(packs, self.seed)
-        job.summary(pack_report.evenness(packs, samples, self.flops_per_pack, self.trunk, vocabulary))
-        job.picture("packs", pack_report.strips(packs, self.max_tokens))
-        for pack, order in zip(packs, orders, strict=True):
-            yield _row(pack, order, vocabulary)
-
-    def packed(self, samples: Sequence[Sample]) -> list[Bin]:
-        """First-fit of samples, sorted by `place`, into bounded open packs, group by group."""
-        self._check(samples)
-        closed: list[Bin] = []
-        opened: list[Bin] = []
-        for sample in samples:
-            if sample.part == 0 and int.from_bytes(sample.place[8:], "big") % self.group_one_in == 0:
-                closed, opened = closed + opened, []
-            home = next((pack for pack in opened if self._fits(pack, sample)), None)
-            if home is None:
-                if len(opened) == self.open_bins:
-                    fullest = max(opened, key=lambda pack: pack.cost)
-                    opened.remove(fullest)
-                    closed.append(fullest)
-                home = Bin()
-                opened.append(home)
-            home.add(sample)
-        return closed + opened
-
-    def _fits(self, pack: Bin, sample: Sample) -> bool:
-        within_cost = pack.cost + sample.cost <= self.flops_per_pack
-        return within_cost and pack.tokens + len(sample.tokens) <= self.max_tokens
-
-    def _check(self, samples: Sequence[Sample]) -> None:
-        """Both caps must hold the largest sample: nothing is ever cut or dropped to fit."""
-        costly = max(samples, key=lambda sample: sample.cost)
-        if costly.cost > self.flops_per_pack:
-            raise UserError(
-                f"packs.flops_per_pack is {self.flops_per_pack:.6g}, but the costliest sample ({costly.label},"
-                f" {len(costly.tokens)} tokens) needs {costly.cost:.6g};"
-                f" set packs.flops_per_pack={np.ceil(costly.cost):.0f} or more"
-            )
-        longest = max(samples, key=lambda sample: len(sample.tokens))
-        if len(longest.tokens) > self.max_tokens:
-            raise UserError(
-                f"packs.max_tokens is {self.max_tokens}, but the longest sample ({longest.label}) has"
-                f" {len(longest.tokens)} tokens; set packs.max_tokens={len(longest.tokens)} or more"
-            )
-
-    def _samples(self, job: Job) -> tuple[list[Sample], Vocabulary]:
+        """Find the samples, plan their packs, order them, report; then write group after group."""
         from models.tokenizers.text import load_text_tokenizer
 
         text = load_text_tokenizer(job.checkpoint("text_tokenizer"))
-        indices = {row["parents"][0]: row for row in _kept(job, "indices", _INDICES)}
-        if any(row["ids"] is None or len(row["grids"]) > 1 for row in indices.values()):
+        form = self._format(job, text)
+        corpus = Corpus(job, self, form, text)
+        first = 0
+        strips: list[pack_report.Strip] = []
+        for name, samples in corpus.samples().items():
+            if not len(samples):
+                continue
+            budget = self.budget(self.all_phases()[name])
+            costs, tokens = np.asarray(samples.costs), np.asarray(samples.tokens)
+            planned = plan(samples.keys(), costs, tokens, budget)
+            self._check(planned, samples, budget, corpus)
+            of_pack = np.array([costs[pack].sum() for pack in planned.packs])
+            orders, ordered = training_order(planned, samples.keys(), of_pack, self.seed, self.step_packs)
+            prefix = f"{name}/" if self.phases else ""
+            report = measures(planned, costs, tokens, budget, step_packs=self.step_packs, orders=orders) | ordered
+            job.summary({f"{prefix}{key}": float(value) for key, value in report.items()})
+            for number, row in self._rows(job, corpus, samples, planned):
+                row |= {"order": first + int(orders[number]), "phase": name, "format": form.to_json()}
+                row |= {"flops": float(of_pack[number]), "label": f"pack {row['order']}"}
+                strips = pack_report.with_strip(strips, row)
+                yield row
+            first += len(planned.packs)
+        if strips:
+            job.picture("packs", pack_report.strips(strips))
+
+    def _rows(self, job: Job, corpus: Corpus, samples: Samples, planned: Plan) -> Iterator[tuple[int, Row]]:
+        """Packs and their numbers; the rows of a few groups are in memory at a time."""
+        numbers = np.argsort(planned.groups, kind="stable")
+        edges = np.flatnonzero(np.diff(planned.groups[numbers], prepend=-1))
+        chunks = np.split(numbers, edges[_GROUPS_AT_ONCE::_GROUPS_AT_ONCE])
+        done = 0
+        for chunk in chunks:
+            documents = corpus.documents(samples, [int(n) for pack in chunk for n in planned.packs[pack]])
+            for number in chunk.tolist():
+                yield number, _row([documents[int(n)] for n in planned.packs[number]], corpus.form)
+                done += 1
+            job.progress(done, len(planned.packs), "packs written")
+
+    def _check(self, planned: Plan, samples: Samples, budget: Budget, corpus: Corpus) -> None:
+        """Both caps must hold the largest sample, unless it may have a lane of its own."""
+        if self.own_lane or not planned.lone.any():
+            return
+        costly, longest = int(np.argmax(samples.costs)), int(np.argmax(samples.tokens))
+        if samples.costs[costly] > budget.flops:
+            ((_, _, label),) = corpus.documents(samples, [costly]).values()
             raise UserError(
-                "indices hold latents or several scales a clip, the recipe emu3 packs one raster of codes: choose"
-                " tokenizer=vq-tiny or tokenizer=emu3-tiny"
+                f"packs.flops_per_pack is {budget.flops:.6g}, but the costliest sample ({label},"
+                f" {samples.tokens[costly]} tokens) needs {samples.costs[costly]:.6g};"
+                f" set packs.flops_per_pack={np.ceil(samples.costs[costly]):.0f} or more, or packs.own_lane=true"
             )
-        makers = {(row["tokenizer"], row["codebook_size"]) for row in indices.values()} or {("", 0)}
+        ((_, _, label),) = corpus.documents(samples, [longest]).values()
+        raise UserError(
+            f"packs.max_tokens is {budget.max_tokens}, but the longest sample ({label}) has"
+            f" {samples.tokens[longest]} tokens; set packs.max_tokens={samples.tokens[longest]} or more, or"
+            " packs.own_lane=true"
+        )
+
+    def _format(self, job: Job, text: TextTokenizer) -> Format:
+        """The layout with what the data brought: vocabulary, sizes of vectors."""
+        makers: set[tuple[str, int]] = set()
+        kinds: set[str] = set()
+        sums, feature_size = np.zeros(3), 0
+        latent_size = 0
+        for batch in job.reader("indices").scan(
+            ["tokenizer", "codebook_size", "grids", "latents", "features", "feature_grid", "held_out"]
+        ):
+            for row in batch.to_pylist():
+                makers.add((row["tokenizer"], row["codebook_size"]))
+                kinds.add(_kind(row))
+                if row["features"] is not None:
+                    feature_size = len(row["features"]) // (2 * int(np.prod(row["feature_grid"])))
+                if row["latents"] is not None:
+                    vectors = np.frombuffer(row["latents"], "<f2").astype(np.float64)
+                    latent_size = len(vectors) // sum(int(np.prod(grid)) for grid in row["grids"])
+                    sums += 0 if row["held_out"] else [len(vectors), vectors.sum(), np.square(vectors).sum()]
+        self._refuse(kinds, makers, feature_size)
+        maker, codebook_size = next(iter(makers), ("", 0))
+        digests = {"text_digest": text.digest, "vision_digest": maker}  # type: ignore[attr-defined]
+        vocabulary = _vocabulary(self.vocabulary, text, codebook_size, digests)
+        mean = sums[1] / sums[0] if sums[0] else 0.0
+        std = float(np.sqrt(sums[2] / sums[0] - mean**2)) if sums[0] else 1.0
+        return Format(
+            layout=self.layout,
+            vocabulary=vocabulary,
+            latent_size=latent_size,
+            latent_mean=float(f"{mean:.2g}"),  # rounded: one more clip must not move every pack
+            latent_std=float(f"{std:.2g}") or 1.0,
+            feature_size=feature_size,
+        )
+
+    def _refuse(self, kinds: set[str], makers: set[tuple[str, int]], feature_size: int) -> None:
         if len(makers) > 1:
             raise UserError(
                 f"indices hold codes of {len(makers)} tokenizers; make them anew with plait run --force --only indices"
             )
-        vision_digest, codebook_size = makers.pop()
-        vocabulary = Vocabulary.compact(
-            text.size,
-            codebook_size,
-            text_digest=text.digest,
-            vision_digest=vision_digest,
+        if kinds - {self.layout.vision}:
+            raise UserError(
+                f"indices hold {kinds.pop()}, packs.layout.vision is {self.layout.vision}: choose recipe and tokenizer"
+                " together, as in recipe=nextflow tokenizer=nextflow-tiny"
+            )
+        if self.layout.features and makers and not feature_size:
+            raise UserError(
+                "packs.layout.features wants features of an understanding encoder, indices have none: set"
+                " indices.features=PATH of a SigLIP, or indices.features=classical"
+            )
+
+
+def _kind(row: Row) -> str:
+    if row["latents"] is not None:
+        return "latents"
+    return "codes" if len(row["grids"]) == 1 else "scales"
+
+
+def _vocabulary(kind: str, text: Any, codebook_size: int, digests: Mapping[str, str]) -> Vocabulary:
+    if kind == "compact":
+        return Vocabulary.compact(text.size, codebook_size, **digests)
+    from dataclasses import replace
+
+    if text.size > EMU3.text_size or codebook_size != EMU3.codebook_size:
+        raise UserError(
+            f"packs.vocabulary=emu3 has {EMU3.text_size} text ids and {EMU3.codebook_size} codes, the tokenizers have"
+            f" {text.size} and {codebook_size}: set packs.vocabulary=compact"
         )
-        return [*self._pairs(job, indices, vocabulary, text), *self._texts(job, vocabulary, text)], vocabulary
-
-    def _pairs(
-        self, job: Job, indices: dict[bytes, Row], vocabulary: Vocabulary, text: TextTokenizer
-    ) -> Iterator[Sample]:
-        """Captions joined with the codes of their clip."""
-        used: set[bytes] = set()
-        for caption in _kept(job, "captions", ("text", "held_out")):
-            clip = caption["parents"][0]
-            if clip not in indices:
-                job.reject(caption["key"], caption["label"], "caption of a clip that has no indices")
-                continue
-            used.add(clip)
-            yield self._pair(caption, indices[clip], vocabulary, text)
-        for clip, row in indices.items():
-            if clip not in used:
-                job.reject(row["key"], row["label"], "indices of a clip that has no caption")
-
-    def _pair(self, caption: Row, visual: Row, vocabulary: Vocabulary, text: TextTokenizer) -> Sample:
-        place = _digest(caption["key"], visual["key"])
-        grid = tuple(visual["grids"][0])
-        codes = unpacked(visual["ids"], visual["codebook_size"])
-        block = emu3_format.visual_block(grid, codes, vocabulary, text)
-        words = text.encode(caption["text"])
-        kind: Literal["image", "video"] = "image" if grid[0] == 1 else "video"
-        share = int.from_bytes(_digest(b"order", place)[:8], "big") / 2**64
-        vision = (block, kind, self.vision_weight)
-        if share < self.understanding:
-            parts = [([vocabulary.bos], "text", 1.0), vision, ([*words, vocabulary.eos], "text", 1.0)]
-        else:
-            parts = [([vocabulary.bos, *words], "text", 1.0), vision, ([vocabulary.eos], "text", 1.0)]
-        return self._sample((caption["key"], visual["key"]), place, 0, parts, caption["label"], vocabulary)
-
-    def _texts(self, job: Job, vocabulary: Vocabulary, text: TextTokenizer) -> Iterator[Sample]:
-        """Plain texts; a long one in pieces, each begun by BOS, only the last ended by EOS."""
-        room = self.max_text_tokens - 2
-        for row in _kept(job, "texts", ("text", "held_out")):
-            ids = text.encode(row["text"])
-            pieces = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
-            for part, piece in enumerate(pieces):
-                end = [vocabulary.eos] if part == len(pieces) - 1 else []
-                parts = [([vocabulary.bos, *piece, *end], "text", 1.0)]
-                yield self._sample((row["key"],), _digest(row["key"]), part, parts, row["label"], vocabulary)
-
-    def _sample(
-        self,
-        parents: tuple[bytes, ...],
-        place: bytes,
-        part: int,
-        parts: Sequence[tuple[list[int], str, float]],
-        label: str,
-        vocabulary: Vocabulary,
-    ) -> Sample:
-        tokens = np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in parts])
-        weights = np.concatenate([np.full(len(ids), weight, np.float32) for ids, _, weight in parts])
-        weights[0] = 0.0
-        spent = flops.causal_cost(self.trunk, vocabulary.size, [len(tokens)], int(np.count_nonzero(weights)))
-        kinds = {kind for _, kind, _ in parts} - {"text"}
-        return Sample(
-            parents=parents,
-            part=part,
-            kind=kinds.pop() if kinds else "text",  # pyright: ignore[reportArgumentType]
-            label=label,
-            tokens=tokens,
-            segments=tuple((len(ids), kind) for ids, kind, _ in parts),
-            weights=weights,
-            cost=spent.train,
-            place=place,
-        )
+    return replace(EMU3, **digests)
 
 
-def _kept(job: Job, dataset: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows to train on, with key, parents and label; held-out ones are rejected."""
-    for batch in job.reader(dataset).scan(["key", "parents", "label", *columns]):
-        for row in batch.to_pylist():
-            if row["held_out"]:
-                job.reject(row["key"], row["label"], _HELD_OUT)
-            else:
-                yield row
-
-
-def _digest(*parts: bytes) -> bytes:
-    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
-
-
-def _training_order(packs: Sequence[Bin], seed: int) -> list[int]:
-    """Place of each pack in training: a permutation keyed by the seed and by what the packs hold."""
-    salt = seed.to_bytes(8, "big", signed=True)
-    names = [_digest(salt, *(s.place + s.part.to_bytes(4, "big") for s in pack.samples)) for pack in packs]
-    orders = [0] * len(packs)
-    for order, pack in enumerate(sorted(range(len(packs)), key=names.__getitem__)):
-        orders[pack] = order
-    return orders
-
-
-def _row(pack: Bin, order: int, vocabulary: Vocabulary) -> Row:
-    tokens = np.concatenate([sample.tokens for sample in pack.samples])
-    weights = np.concatenate([sample.weights for sample in pack.samples])
-    modality = vocabulary.modality(tokens)
-    segments: list[dict[str, Any]] = []
-    start = 0
-    for document, sample in enumerate(pack.samples):
-        for length, kind in sample.segments:
-            segments.append({"start": start, "len": length, "kind": kind, "document": document})
-            start += length
+def _row(packed: list[tuple[Document, list[bytes], str]], form: Format) -> Row:
+    """One pack, without its place in the order."""
+    joined = [document.joined() for document, _, _ in packed]
+    tokens, shown, weights = (np.concatenate([part[i] for part in joined]) for i in range(3))
+    modality = form.vocabulary.modality(tokens)
+    segments = [
+        {"len": s.length, "kind": KINDS.index(s.kind), "document": number, "rows": s.grid[1], "columns": s.grid[2],
+         "scale": s.scale, "num_scales": s.num_scales}
+        for number, (document, _, _) in enumerate(packed)
+        for s in document.segments
+    ]  # fmt: skip
+    latents = [part for document, _, _ in packed for part in document.latents]
+    features = [part for document, _, _ in packed for part in document.features]
+    first_codes = sum(s["kind"] == KINDS.index("scale") and not s["scale"] for s in segments)
     return {
         "tokens": tokens.tolist(),
+        "shown": None if np.array_equal(tokens, shown) else shown.tolist(),
         "loss_weights": weights.tolist(),
         "segments": segments,
+        "latents": np.concatenate(latents).astype("<f2").tobytes() if latents else None,
+        "features": np.concatenate(features).astype("<f2").tobytes() if features else None,
         "num_tokens": len(tokens),
+        "num_places": len(tokens) - first_codes,
         "num_text_tokens": int((modality == TEXT).sum()),
-        "num_vision_tokens": int((modality == VISION).sum()),
+        "num_vision_tokens": int((modality == VISION).sum()) + sum(len(part) for part in latents),
+        "num_pictures": len(latents),
         "loss_weight": float(weights.sum(dtype=np.float64)),
-        "flops": pack.cost,
-        "order": order,
-        "vocabulary": vocabulary.to_json(),
-        "parents": list(dict.fromkeys(parent for sample in pack.samples for parent in sample.parents)),
-        "label": f"pack {order}",
+        "parents": list(dict.fromkeys(parent for _, parents, _ in packed for parent in parents)),
     }

@@ -1,0 +1,253 @@
+"""One model for all recipes: what stands at a place goes into the trunk, what comes out is held to its objectives.
+
+Legend: T places, S of them of scales, P of latents, Q of features, D width, C numbers of a latent, K codes, V
+vocabulary. Which place is what comes with the batch (models/places.py); which parts there are, with the settings
+(models/recipe.py) and the format of the data (models/layout.py). No recipe is known by name.
+
+    loss = sum_n weight_n (nll_n + z * log^2 sum_n) / divisor[0]  +  lambda * sum over pictures of MSE(noise) / divisor[1]
+
+Divisors are the caller's: the weight of all tokens, and the number of pictures, of the whole global batch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.attention import Attend, DocumentAttention
+from models.diffusion import LinearPatches, TimeEmbedding, UnetPatches, kept_share, noised, sinusoids
+from models.layout import Format
+from models.objectives import linear_cross_entropy
+from models.recipe import Parts
+from models.trunk import CONFIG_FILE, WEIGHTS_FILE, Trunk, TrunkConfig
+
+_CODE_STD = 0.02
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Documents joined end to end, as tensors of one device. What a recipe does not have is empty."""
+
+    lengths: list[int]
+    tokens_T: Tensor  # noqa: N815
+    targets_T: Tensor  # noqa: N815
+    weights_T: Tensor  # noqa: N815
+    positions_TA: Tensor  # noqa: N815
+    """(T), or (T, 3)."""
+    groups_T: Tensor | None = None  # noqa: N815
+    scale_at_S: Tensor | None = None  # noqa: N815
+    blend_S4: Tensor | None = None  # noqa: N815
+    shares_S4: Tensor | None = None  # noqa: N815
+    scales_S2: Tensor | None = None  # noqa: N815
+    latent_at_P: Tensor | None = None  # noqa: N815
+    clean_PC: Tensor | None = None  # noqa: N815
+    """Latents, of mean 0 and deviation 1."""
+    noise_PC: Tensor | None = None  # noqa: N815
+    step_P: Tensor | None = None  # noqa: N815
+    """Noise step of each place, 0 almost clean; one for all places of a picture."""
+    pictures_P: Tensor | None = None  # noqa: N815
+    latent_grids: list[tuple[int, int, int]] | None = None
+    feature_at_Q: Tensor | None = None  # noqa: N815
+    features_QF: Tensor | None = None  # noqa: N815
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one pass gives."""
+
+    total: Tensor
+    """Scalar, over the divisors."""
+    nll_T: Tensor  # noqa: N815
+    """(T) nats of each target, 0 where nothing is predicted; no gradient."""
+    squared_N: Tensor  # noqa: N815
+    """(N) mean squared error of the noise of each picture of latents; no gradient."""
+
+
+class AnyToAny(nn.Module):
+    """Trunk, embedders, heads and objectives in one forward call, so that every parameter is used on every rank."""
+
+    def __init__(self, trunk: TrunkConfig, parts: Parts, form: Format, code_size: int = 0) -> None:
+        super().__init__()
+        self.parts, self.form, self.code_size = parts, form, code_size
+        width = trunk.shape.width
+        self.trunk = Trunk(trunk)
+        if parts.scale_embeddings:
+            self.scale_embedding = nn.Embedding(parts.max_scales, width)
+            self.count = nn.Linear(width, width, bias=False)
+        if form.latent_size:
+            self.time = TimeEmbedding(width)
+            self.patches = (UnetPatches if parts.patches == "unet" else LinearPatches)(form.latent_size, width)
+            self.register_buffer("kept", kept_share(parts.noise_steps), persistent=False)
+        if form.feature_size:
+            self.feature_in = _mlp(form.feature_size, width, width)
+        if self.own_codes:
+            self.code_in = _mlp(code_size, width, width)
+            self.code_head = nn.Sequential(nn.Linear(width, width), nn.GELU())
+            self.code_out = nn.Linear(width, form.vocabulary.codebook_size, bias=False)
+            self.register_buffer("code_vectors", torch.zeros(form.vocabulary.codebook_size, code_size))
+
+    @property
+    def own_codes(self) -> bool:
+        """Whether codes have an embedder and a head of their own."""
+        return self.parts.code_head == "own" and self.form.vocabulary.codebook_size > 0
+
+    def initialise(self, seed: int, code_vectors_KC: Tensor | None = None) -> AnyToAny:
+        """First weights from the seed, and from the tokenizer's codebook where the settings say so."""
+        self.trunk.initialise(seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        for name, parameter in self.named_parameters():
+            if name.startswith("trunk."):
+                continue
+            if parameter.ndim < 2:
+                nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            else:
+                std = parameter[0].numel() ** -0.5 if "embedding" not in name else _CODE_STD
+                nn.init.normal_(parameter, 0.0, std, generator=generator)
+        if code_vectors_KC is not None:
+            self._from_codebook(code_vectors_KC.float(), generator)
+        return self
+
+    @torch.no_grad()
+    def _from_codebook(self, vectors_KC: Tensor, generator: torch.Generator) -> None:
+        unit_KC = (vectors_KC - vectors_KC.mean(0)) / vectors_KC.std().clamp(min=1e-6)
+        if self.own_codes:
+            self.code_vectors.copy_(unit_KC)
+        if self.parts.code_vectors == "codebook":
+            width = self.trunk.config.shape.width
+            turn_CD = torch.randn(unit_KC.shape[1], width, generator=generator) * unit_KC.shape[1] ** -0.5
+            first, size = self.form.vocabulary.visual_offset, self.form.vocabulary.codebook_size
+            self.trunk.embedding.weight[first : first + size] = _CODE_STD * unit_KC @ turn_CD
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(...) token ids to (..., D)."""
+        x = self.trunk.embedding(tokens)
+        if not self.own_codes:
+            return x
+        vocabulary = self.form.vocabulary
+        code = tokens - vocabulary.visual_offset
+        drawn = (code >= 0) & (code < vocabulary.codebook_size)
+        return torch.where(drawn[..., None], self.code_in(self.code_vectors[code.clamp(0, len(self.code_vectors) - 1)]), x)
+
+    def embed_scales(self, blend_S4: Tensor, shares_S4: Tensor, scales_S2: Tensor) -> Tensor:
+        """(S, D): codes of the coarser grid, blended, with the scale's vectors."""
+        x = (self.embed(blend_S4) * shares_S4[..., None]).sum(-2)
+        if self.parts.scale_embeddings:
+            x = x + self.scale_embedding(scales_S2[..., 0]) + self.count(sinusoids(scales_S2[..., 1], x.shape[-1]))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) to (..., V); of a model with a head of its own for codes those stand in their places."""
+        said = self.trunk.head(hidden)
+        if self.own_codes:
+            first, size = self.form.vocabulary.visual_offset, self.form.vocabulary.codebook_size
+            said[..., first : first + size] = self.code_logits(hidden)
+        return said
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) to (..., K)."""
+        if self.own_codes:
+            return self.code_out(self.code_head(hidden))
+        first, size = self.form.vocabulary.visual_offset, self.form.vocabulary.codebook_size
+        return hidden @ self.trunk.head.weight[first : first + size].T
+
+    def hidden(self, batch: Batch, attend: Attend | None = None) -> tuple[Tensor, Tensor | None]:
+        """(T, D) after the trunk, and (P, C) the noise it sees in the latents."""
+        x_TD = self.embed(batch.tokens_T)
+        if batch.scale_at_S is not None:
+            assert batch.blend_S4 is not None and batch.shares_S4 is not None and batch.scales_S2 is not None
+            scales_SD = self.embed_scales(batch.blend_S4, batch.shares_S4, batch.scales_S2)
+            x_TD = x_TD.index_copy(0, batch.scale_at_S, scales_SD.to(x_TD.dtype))
+        if batch.feature_at_Q is not None:
+            assert batch.features_QF is not None
+            x_TD = x_TD.index_copy(0, batch.feature_at_Q, self.feature_in(batch.features_QF).to(x_TD.dtype))
+        entered = None
+        if batch.latent_at_P is not None:
+            entered = self._enter(batch)
+            x_TD = x_TD.index_copy(0, batch.latent_at_P, entered[0].to(x_TD.dtype))
+        attend = attend or DocumentAttention(batch.lengths, batch.groups_T)
+        hidden_TD = self.trunk(x_TD[None], batch.positions_TA[None], attend)[0]
+        if entered is None:
+            return hidden_TD, None
+        assert batch.latent_at_P is not None and batch.latent_grids is not None
+        _, time_PD, kept = entered
+        return hidden_TD, self.patches.leave(hidden_TD[batch.latent_at_P], time_PD, batch.latent_grids, kept)
+
+    def _enter(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+        assert batch.clean_PC is not None and batch.noise_PC is not None
+        assert batch.step_P is not None and batch.latent_grids is not None
+        time_PD = self.time(batch.step_P)
+        shown_PC = noised(batch.clean_PC, batch.noise_PC, self.kept[batch.step_P].to(batch.clean_PC.dtype))
+        entered_PD, kept = self.patches.enter(shown_PC, time_PD, batch.latent_grids)
+        return entered_PD, time_PD, kept
+
+    def forward(self, batch: Batch, divisors_2: Tensor) -> Losses:
+        """Losses over the divisors."""
+        hidden_TD, seen_PC = self.hidden(batch)
+        total, nll_T = self._cross_entropy(hidden_TD, batch, divisors_2[0])
+        squared_N = total.new_zeros(0)
+        if seen_PC is not None:
+            assert batch.noise_PC is not None and batch.pictures_P is not None
+            error_P = (seen_PC.float() - batch.noise_PC).square().mean(1)
+            sums_N = error_P.new_zeros(len(batch.latent_grids or ())).index_add(0, batch.pictures_P, error_P)
+            squared_N = sums_N / torch.bincount(batch.pictures_P)
+            total = total + self.parts.diffusion_weight * squared_N.sum() / divisors_2[1]
+        untouched = sum(p.sum() for n, p in self.named_parameters() if not n.startswith("trunk."))
+        return Losses(total + 0.0 * untouched, nll_T, squared_N.detach())
+
+    def _cross_entropy(self, hidden_TD: Tensor, batch: Batch, divisor: Tensor) -> tuple[Tensor, Tensor]:
+        given = {"z_loss": self.parts.z_loss}
+        head, targets_T, weights_T = self.trunk.head.weight, batch.targets_T, batch.weights_T
+        if not self.own_codes:
+            return linear_cross_entropy(hidden_TD, head, targets_T, weights_T, divisor, **given)
+        vocabulary = self.form.vocabulary
+        code_T = targets_T - vocabulary.visual_offset
+        drawn_T = (code_T >= 0) & (code_T < vocabulary.codebook_size)
+        text, nll_T = linear_cross_entropy(hidden_TD, head, targets_T, weights_T * ~drawn_T, divisor, **given)
+        at = drawn_T.nonzero()[:, 0]
+        codes, nll_codes = linear_cross_entropy(
+            self.code_head(hidden_TD[at]), self.code_out.weight, code_T[at], weights_T[at], divisor, **given
+        )
+        return text + codes, nll_T.index_copy(0, at, nll_codes)
+
+
+def _mlp(size: int, inner: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, out))
+
+
+def save_model(model: AnyToAny, folder: Path, step: int) -> None:
+    """Weights as safetensors, and config.json: all that is needed beside them."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.trunk.config.tied:
+        del weights["trunk.head.weight"]
+    save_file(weights, folder / WEIGHTS_FILE)
+    data = {
+        "trunk": model.trunk.config.to_json(),
+        "parts": asdict(model.parts),
+        "format": json.loads(model.form.to_json()),
+        "code_size": model.code_size,
+        "step": step,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(data, indent=1, sort_keys=True))
+
+
+def load_model(folder: Path) -> tuple[AnyToAny, int]:
+    """The model of a checkpoint folder, in evaluation mode, and its step."""
+    data: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
+    form = Format.from_json(json.dumps(data["format"]))
+    model = AnyToAny(TrunkConfig.from_json(data["trunk"]), Parts(**data["parts"]), form, data["code_size"])
+    load_weights(model, folder)
+    return model.eval(), data["step"]
+
+
+def load_weights(model: AnyToAny, folder: Path) -> None:
+    """The weights of a checkpoint folder into a model of the same settings."""
+    weights = load_file(folder / WEIGHTS_FILE)
+    if model.trunk.config.tied:
+        weights["trunk.head.weight"] = weights["trunk.embedding.weight"]
+    model.load_state_dict(weights)
