@@ -1,6 +1,7 @@
 """Next-token loss over a large vocabulary: memory and time of ours, plain PyTorch, and PyTorch's own chunked loss.
 
-    python -m benchmarks.fused_loss [--runs 5] [--vocabulary 184622] [--widths 256 1024] [--tokens 2048 4096] [--bf16]
+    python -m benchmarks.fused_loss [--runs 5] [--vocabulary 184622] [--widths 256 1024] [--tokens 2048 4096]
+                                    [--bf16] [--auto]
 
 One fresh process a contestant and round, contestants in turn. A process makes the inputs, calls once on a tiny problem
 (libraries load), then forward + backward twice: the first call gives the memory, the second the time.
@@ -11,7 +12,9 @@ the allocator's peak takes the place of the resident set.
 
     ours            models.objectives.linear_cross_entropy: a weight for every token, z-loss off
     plain           torch.nn.functional.cross_entropy over full logits, a weight for every token
-    torch chunked   torch.nn.functional.linear_cross_entropy(options=...): has no weight for a token, so the mean
+    torch chunked   torch.nn.functional.linear_cross_entropy in chunks of as many rows as ours: it has no weight for a
+                    token, so the mean
+    torch auto      the same with the chunk it chooses (2 rows here, on CPU slow): only with --auto
     liger           LigerFusedLinearCrossEntropyLoss (mean): only on CUDA and where it is installed; never run by us
 """
 
@@ -24,7 +27,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -51,7 +54,14 @@ def plain(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor
 
 
 def torch_chunked(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
-    """PyTorch's own: the plain mean, since it takes no weight for a token."""
+    """PyTorch's own in chunks of ours: the plain mean, since it takes no weight for a token."""
+    rows = max(1, objectives.CHUNK_BYTES // (4 * len(head_VD)))
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+    return functional.linear_cross_entropy(hidden_ND, head_VD, target_N, options=options)
+
+
+def torch_auto(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
+    """PyTorch's own as it comes."""
     options = torch.nn.LinearCrossEntropyOptions()
     return functional.linear_cross_entropy(hidden_ND, head_VD, target_N, options=options)
 
@@ -67,6 +77,7 @@ CONTESTANTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "plain": plain,
     "ours": ours,
     "torch chunked": torch_chunked,
+    "torch auto": torch_auto,
 }
 if CUDA and importlib.util.find_spec("liger_kernel"):
     CONTESTANTS["liger"] = liger
@@ -113,10 +124,10 @@ def worker(name: str, tokens: int, vocabulary: int, width: int, dtype: torch.dty
     return {"bytes": peak, "seconds": call(loss, inputs)}
 
 
-def compare(tokens: int, vocabulary: int, width: int, runs: int, bf16: bool) -> None:
+def compare(names: Sequence[str], tokens: int, vocabulary: int, width: int, runs: int, bf16: bool) -> None:
     """All contestants in turn, `runs` rounds, printed."""
     print(f"\n{tokens} tokens, width {width}, vocabulary {vocabulary}, {'bf16' if bf16 else 'fp32'}:", flush=True)
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(runs):
         for name, found in figures.items():
             own = [name, str(tokens), str(vocabulary), str(width), "bfloat16" if bf16 else "float32"]
@@ -124,7 +135,7 @@ def compare(tokens: int, vocabulary: int, width: int, runs: int, bf16: bool) -> 
             found.append(json.loads(subprocess.check_output(command, text=True)))
     seconds = {name: [one["seconds"] for one in found] for name, found in figures.items()}
     peaks = {name: [one["bytes"] / GIB for one in found] for name, found in figures.items()}
-    for name in CONTESTANTS:
+    for name in names:
         print(row(name, seconds[name], "s", seconds["plain"]))
         print(row("", peaks[name], "GiB", peaks["plain"]))
     less = median(peaks["plain"]) / median(peaks["ours"])
@@ -141,6 +152,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--auto", action="store_true")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
@@ -149,9 +161,10 @@ def main() -> None:
         return
     print(machine("torch"), torch.cuda.get_device_name() if CUDA else "CPU", f"{torch.get_num_threads()} threads")
     print(f"chunk of logits: {objectives.CHUNK_BYTES / 2**20:.0f} MiB")
+    names = [name for name in CONTESTANTS if asked.auto or name != "torch auto"]
     for width in asked.widths:
         for tokens in asked.tokens:
-            compare(tokens, asked.vocabulary, width, asked.runs, asked.bf16)
+            compare(names, tokens, asked.vocabulary, width, asked.runs, asked.bf16)
 
 
 if __name__ == "__main__":
