@@ -2,7 +2,8 @@
 
 Next-token cross-entropy without ever holding (N, V) logits:
 
-    loss = sum_n weight_n * (logsumexp(h_n W^T) - h_n . W_target_n) / divisor
+    lse_n = logsumexp(h_n W^T)
+    loss  = sum_n weight_n * (lse_n - h_n . W_target_n + z_loss * lse_n^2) / divisor
 
 with a weight for every row and one divisor given by the caller: the sum of weights over the *global* batch, so that
 neither ranks nor packs of unequal length bend the gradient (pytorch/torchtitan#1842). Gradients are computed in the
@@ -17,55 +18,115 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 1024
+CHUNK_BYTES = 256 * 2**20
+"""Of the logits of one chunk, in the precision of the loss: `python -m benchmarks.fused_loss` has the trade."""
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        hidden_ND, head_VD, target_N, weight_N, divisor = given
-        wants_grad = any(ctx.needs_input_grad[:2])
-        nll_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
-        nll_N = nll_N.double() if hidden_ND.dtype == torch.float64 else nll_N
-        grad_hidden = torch.zeros_like(hidden_ND)
-        grad_head = torch.zeros_like(head_VD, dtype=nll_N.dtype)
-        for start in range(0, len(hidden_ND), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            logits_CV = (hidden_ND[rows] @ head_VD.T).to(nll_N.dtype)
-            lse_C = torch.logsumexp(logits_CV, dim=-1)
-            target_C1 = target_N[rows, None]
-            nll_N[rows] = lse_C - logits_CV.gather(1, target_C1)[:, 0]
-            if not wants_grad:
-                continue
-            slope_CV = logits_CV.sub_(lse_C[:, None]).exp_()
-            slope_CV.scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=slope_CV.dtype))
-            slope_CV.mul_((weight_N[rows] / divisor)[:, None])
-            slope_CV = slope_CV.to(hidden_ND.dtype)
-            grad_hidden[rows] = slope_CV @ head_VD
-            grad_head += slope_CV.T @ hidden_ND[rows]
-        ctx.save_for_backward(grad_hidden, grad_head.to(head_VD.dtype))
+        hidden_ND, head_VD, target_N, share_N, z_loss, wants_grad = given
+        chunks = _Chunks(hidden_ND, head_VD, wants_grad)
+        nll_N, lse_N = (torch.empty(len(hidden_ND), dtype=chunks.exact, device=hidden_ND.device) for _ in range(2))
+        for start in range(0, len(hidden_ND), chunks.rows):
+            rows = slice(start, start + chunks.rows)
+            nll_N[rows], lse_N[rows] = chunks.add(rows, target_N[rows, None], share_N[rows], z_loss)
+        ctx.grads = chunks.grads()
         ctx.mark_non_differentiable(nll_N)
-        return (nll_N * weight_N).sum() / divisor, nll_N
+        return ((nll_N + z_loss * lse_N.square()) * share_N).sum(), nll_N
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grad_outputs[0], grad_head * grad_outputs[0], None, None, None
+        if ctx.grads is None:
+            raise RuntimeError("linear_cross_entropy gives its gradients away: it can be differentiated only once")
+        # Scaled in place and given away: a copy would be as large as the head.
+        grad_hidden, grad_head = (grad.mul_(grad_outputs[0]) for grad in ctx.grads)
+        ctx.grads = None
+        return grad_hidden, grad_head, None, None, None, None
+
+
+class _Chunks:
+    """Buffers of one call, made once and used by every chunk: fresh ones would cost page faults, or fragments."""
+
+    def __init__(self, hidden_ND: Tensor, head_VD: Tensor, wants_grad: bool) -> None:
+        self.hidden_ND, self.head_VD = hidden_ND, head_VD
+        self.exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        """Of logits, losses and the sum of the head's gradient."""
+        self.rows = max(1, min(len(hidden_ND), CHUNK_BYTES // (self.exact.itemsize * len(head_VD))))
+        self._logits_CV = head_VD.new_empty(self.rows, len(head_VD), dtype=self.exact)
+        self._narrow = hidden_ND.dtype != self.exact
+        self._low_CV = torch.empty_like(self._logits_CV, dtype=hidden_ND.dtype) if self._narrow else self._logits_CV
+        self._grad_hidden = torch.zeros_like(hidden_ND) if wants_grad else None
+        self._grad_head = torch.zeros_like(head_VD, dtype=self.exact) if wants_grad else None
+
+    def add(self, rows: slice, target_C1: Tensor, share_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+        """Likelihood and log-sum-exp (C) of these rows, whose gradients join the sums."""
+        hidden_CD = self.hidden_ND[rows]
+        low_CV, logits_CV = self._low_CV[: len(hidden_CD)], self._logits_CV[: len(hidden_CD)]
+        torch.mm(hidden_CD, self.head_VD.T, out=low_CV)
+        if self._narrow:
+            logits_CV.copy_(low_CV)
+        logit_C1 = logits_CV.gather(1, target_C1)
+        # Not torch.logsumexp: it holds a second (C, V), and the exponentials are wanted below.
+        top_C1 = logits_CV.amax(1, keepdim=True)
+        exp_CV = logits_CV.sub_(top_C1).exp_()
+        sum_C1 = exp_CV.sum(1, keepdim=True)
+        lse_C1 = sum_C1.log().add_(top_C1)
+        if self._grad_hidden is not None and self._grad_head is not None:
+            # d loss / d logits = share * ((1 + 2 z lse) * softmax - onehot)
+            share_C1 = share_C[:, None]
+            torch.mul(exp_CV, share_C1 * (1 + 2 * z_loss * lse_C1) / sum_C1, out=exp_CV)
+            exp_CV.scatter_add_(1, target_C1, -share_C1)
+            slope_CV = low_CV.copy_(exp_CV) if self._narrow else exp_CV
+            torch.mm(slope_CV, self.head_VD, out=self._grad_hidden[rows])
+            _add_product(self._grad_head, slope_CV, hidden_CD)
+        return (lse_C1 - logit_C1)[:, 0], lse_C1[:, 0]
+
+    def grads(self) -> tuple[Tensor, Tensor] | None:
+        """Of the hidden states and of the head, each in the precision of what it belongs to."""
+        if self._grad_hidden is None or self._grad_head is None:
+            return None
+        return self._grad_hidden, self._grad_head.to(self.head_VD.dtype)
+
+
+def _add_product(sum_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
+    """Add slope^T @ hidden to the sum, which may be more precise than both."""
+    if sum_VD.dtype == hidden_CD.dtype:
+        sum_VD.addmm_(slope_CV.T, hidden_CD)
+        return
+    block = max(1, len(hidden_CD) * slope_CV.shape[1] // hidden_CD.shape[1])  # no larger than the chunk of logits
+    for start in range(0, len(sum_VD), block):
+        part = slice(start, start + block)
+        sum_VD[part] += slope_CV[:, part].T @ hidden_CD
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, divisor: Tensor | float
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    target_N: Tensor,
+    weight_N: Tensor,
+    divisor: Tensor | float,
+    *,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Weighted loss (scalar, nats) and the plain negative log-likelihood (N) of each row, without gradient.
 
+    `z_loss` times the squared log-sum-exp is part of the loss, under the same weights and divisor, and not of the
+    likelihood (PaLM, arXiv 2204.02311; Chameleon, arXiv 2405.09818: 1e-5).
+
     Rows of weight 0 never reach the matmul: their likelihood reads 0 and their gradient is exactly zero. With no row
-    left the loss is a zero with a live graph, so that every rank still takes part in the backward pass.
+    left the loss is a zero with a live graph, so that every rank still takes part in the backward pass. The head's
+    gradient is summed over chunks in fp32. Only one backward pass: the gradients are made ahead and given away in it.
     """
     kept = weight_N.nonzero()[:, 0]
     nll_N = torch.zeros(len(hidden_ND), dtype=weight_N.dtype, device=hidden_ND.device)
     if not len(kept):
         return (hidden_ND.sum() + head_VD.sum()) * 0.0, nll_N
-    out: Any = _ChunkedCrossEntropy.apply(hidden_ND[kept], head_VD, target_N[kept], weight_N[kept], divisor)
+    exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+    share_N = weight_N[kept].to(exact) / divisor
+    wants_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)
+    chosen = hidden_ND if len(kept) == len(hidden_ND) else hidden_ND[kept]  # a full pack is not copied
+    out: Any = _ChunkedCrossEntropy.apply(chosen, head_VD, target_N[kept], share_N, z_loss, wants_grad)
     loss, nll_kept = out
     nll_N[kept] = nll_kept.to(nll_N.dtype)
     return loss, nll_N
