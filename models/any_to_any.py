@@ -4,7 +4,7 @@ Legend: T places, S of them of scales, P of latents, Q of features, D width, C n
 vocabulary. Which place is what comes with the batch (models/places.py); which parts there are, with the settings
 (models/recipe.py) and the format of the data (models/layout.py). No recipe is known by name.
 
-    loss = sum_n weight_n (nll_n + z * log^2 sum_n) / divisor[0]  +  lambda * sum over pictures of MSE(noise) / divisor[1]
+    loss = sum_n weight_n (nll_n + z * lse_n^2) / divisor[0] + lambda * sum over pictures of MSE(noise) / divisor[1]
 
 Divisors are the caller's: the weight of all tokens, and the number of pictures, of the whole global batch.
 """
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.attention import Attend, DocumentAttention
+from models.batch import Batch
 from models.diffusion import LinearPatches, TimeEmbedding, UnetPatches, kept_share, noised, sinusoids
 from models.layout import Format
 from models.objectives import linear_cross_entropy
@@ -28,33 +29,6 @@ from models.recipe import Parts
 from models.trunk import CONFIG_FILE, WEIGHTS_FILE, Trunk, TrunkConfig
 
 _CODE_STD = 0.02
-
-
-@dataclass(kw_only=True)
-class Batch:
-    """Documents joined end to end, as tensors of one device. What a recipe does not have is empty."""
-
-    lengths: list[int]
-    tokens_T: Tensor  # noqa: N815
-    targets_T: Tensor  # noqa: N815
-    weights_T: Tensor  # noqa: N815
-    positions_TA: Tensor  # noqa: N815
-    """(T), or (T, 3)."""
-    groups_T: Tensor | None = None  # noqa: N815
-    scale_at_S: Tensor | None = None  # noqa: N815
-    blend_S4: Tensor | None = None  # noqa: N815
-    shares_S4: Tensor | None = None  # noqa: N815
-    scales_S2: Tensor | None = None  # noqa: N815
-    latent_at_P: Tensor | None = None  # noqa: N815
-    clean_PC: Tensor | None = None  # noqa: N815
-    """Latents, of mean 0 and deviation 1."""
-    noise_PC: Tensor | None = None  # noqa: N815
-    step_P: Tensor | None = None  # noqa: N815
-    """Noise step of each place, 0 almost clean; one for all places of a picture."""
-    pictures_P: Tensor | None = None  # noqa: N815
-    latent_grids: list[tuple[int, int, int]] | None = None
-    feature_at_Q: Tensor | None = None  # noqa: N815
-    features_QF: Tensor | None = None  # noqa: N815
 
 
 @dataclass(frozen=True)
@@ -132,7 +106,9 @@ class AnyToAny(nn.Module):
         vocabulary = self.form.vocabulary
         code = tokens - vocabulary.visual_offset
         drawn = (code >= 0) & (code < vocabulary.codebook_size)
-        return torch.where(drawn[..., None], self.code_in(self.code_vectors[code.clamp(0, len(self.code_vectors) - 1)]), x)
+        return torch.where(
+            drawn[..., None], self.code_in(self.code_vectors[code.clamp(0, len(self.code_vectors) - 1)]), x
+        )
 
     def embed_scales(self, blend_S4: Tensor, shares_S4: Tensor, scales_S2: Tensor) -> Tensor:
         """(S, D): codes of the coarser grid, blended, with the scale's vectors."""

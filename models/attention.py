@@ -70,10 +70,14 @@ class DocumentAttention:
 
 
 class CachedAttention:
-    """Causal attention of new tokens over all tokens so far, for decoding batches whose prompts are padded on the left.
+    """Attention of new places over all places so far, for drawing batches whose prompts are padded on the left.
 
-    The first call of a layer brings the prompts, each later one a single token.
+    The first call of a layer brings the prompts, later ones what follows: a token, or a block whose places see each
+    other (`both_ways`), which joins the cache unless it will be drawn again (`keeps`).
     """
+
+    both_ways = False
+    keeps = True
 
     def __init__(self, real_BT: Tensor) -> None:
         self.real_BT = real_BT
@@ -85,10 +89,12 @@ class CachedAttention:
         if layer in self._cache:
             old_k, old_v = self._cache[layer]
             k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
-        self._cache[layer] = (k, v)
+        if self.keeps:
+            self._cache[layer] = (k, v)
         new, total = q.shape[2], k.shape[2]
         real = pad(self.real_BT, (0, total - self.real_BT.shape[1]), value=True)
-        causal = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+        causal = torch.ones(new, total, dtype=torch.bool, device=q.device)
+        causal = causal if self.both_ways else causal.tril(total - new)
         own = torch.eye(new, total, dtype=torch.bool, device=q.device).roll(total - new, 1)
         mask = (causal & real[:, None, None, :]) | own  # padding sees itself, so that no row is empty
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)

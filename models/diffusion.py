@@ -112,7 +112,9 @@ class UnetPatches(nn.Module):
     def leave(self, hidden_PD: Tensor, time_PD: Tensor, grids: Sequence[Grid], kept: list[Tensor]) -> Tensor:
         """(P, C)."""
         left = []
-        for x_thwD, time_D, skip in zip(_pictures(self.norm(hidden_PD), grids), _first(time_PD, grids), kept, strict=True):
+        for x_thwD, time_D, skip in zip(
+            _pictures(self.norm(hidden_PD), grids), _first(time_PD, grids), kept, strict=True
+        ):
             wide = self.double(interpolate(x_thwD.permute(0, 3, 1, 2), scale_factor=PATCH, mode="nearest"))
             y = self.up(self.join(torch.cat((wide, skip), 1)), time_D.expand(len(wide), -1))
             left.append(pixel_unshuffle(self.last(y), PATCH).permute(0, 2, 3, 1).flatten(0, 2))

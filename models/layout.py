@@ -35,7 +35,7 @@ class Layout:
 
     vision: Literal["codes", "scales", "latents"]
     """What a picture is: one grid of codes, grids from coarse to fine, or latents."""
-    marks: Marks = Marks()
+    marks: Marks = field(default_factory=Marks)
     """What stands among codes; `size` holds for every kind."""
     features: bool = False
     """Pictures that are read, not drawn, are features of an understanding encoder (Janus)."""

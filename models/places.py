@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import KINDS
+from models.layout import KINDS, Document
 
 Ints, Floats = NDArray[np.int64], NDArray[np.float32]
 NO_GROUP = -1
@@ -43,6 +43,16 @@ class Tokens:
     """(L) of each token as a target."""
     segments: dict[str, NDArray[Any]]
     """By name of `SEGMENT_FIELDS`: one entry a segment, kinds as numbers (`KINDS`), documents numbered in order."""
+
+
+def segments_of(documents: Sequence[Document]) -> dict[str, NDArray[Any]]:
+    """Segments of documents, end to end, as `Tokens` has them."""
+    rows = [
+        (s.length, KINDS.index(s.kind), number, s.grid[1], s.grid[2], s.scale, s.num_scales)
+        for number, document in enumerate(documents)
+        for s in document.segments
+    ]
+    return dict(zip(SEGMENT_FIELDS, np.array(rows, np.int64).T, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +173,7 @@ class _Builder:
         length = rows * columns
         self.own.append(np.full(length, -1))
         self.said.append(np.arange(self.starts[number], self.starts[number] + length))
-        step = self.span / (length**0.5)
-        place = np.empty((length, 3), np.float32)
-        place[:, 0] = np.repeat((np.arange(rows) + 0.5) * step, columns)
-        place[:, 1] = np.tile((np.arange(columns) + 0.5) * step, rows)
-        place[:, 2] = seg["scale"][number]
-        self.positions.append(place)
+        self.positions.append(scale_places((rows, columns), int(seg["scale"][number]), self.span))
         self.group += 1
         self.groups.append(np.full(length, self.group))
         self.at[_SCALE].append(np.arange(self.size, self.size + length))
@@ -215,6 +220,19 @@ class _Builder:
 
 def _joined(parts: Sequence[Ints]) -> Ints:
     return np.concatenate(parts).astype(np.int64) if len(parts) else np.zeros(0, np.int64)
+
+
+@functools.lru_cache(maxsize=4096)
+def scale_places(sides: tuple[int, int], scale: int, span: float) -> Floats:
+    """(n, 3) row, column and scale of every place of a grid; rows and columns at the middles of their places, in one
+    range for all scales: span / sqrt(HW) * (i + 0.5) (arXiv 2601.02204, multiscale 3-D RoPE)."""
+    rows, columns = sides
+    step = span / (rows * columns) ** 0.5
+    place = np.empty((rows * columns, 3), np.float32)
+    place[:, 0] = np.repeat((np.arange(rows) + 0.5) * step, columns)
+    place[:, 1] = np.tile((np.arange(columns) + 0.5) * step, rows)
+    place[:, 2] = scale
+    return place
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ models/places.py.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,12 @@ def document_positions(lengths: Sequence[int], device: torch.device | None = Non
     sizes = torch.as_tensor(lengths, device=device)
     starts = torch.cumsum(sizes, 0) - sizes
     return torch.arange(int(sizes.sum()), device=device) - torch.repeat_interleave(starts, sizes)
+
+
+def sections(shares: Sequence[int], frequencies: int) -> tuple[int, ...]:
+    """How many of the frequencies each axis gets, in these shares, all of them given away."""
+    edges = [round(sum(shares[:n]) / sum(shares) * frequencies) for n in range(len(shares) + 1)] if shares else []
+    return tuple(after - before for before, after in itertools.pairwise(edges))
 
 
 def rope_table(

@@ -121,7 +121,9 @@ def parse_block(
     codes = vocabulary.codes(found[wanted == CODE])
     strays = (found != wanted)[wanted != CODE].any() or not ((codes >= 0) & (codes < vocabulary.codebook_size)).all()
     if strays or not codes.size:
-        raise ValueError(f"vision block of size {size_text(grid)} has a code where a mark must stand, or a mark for a code")
+        raise ValueError(
+            f"vision block of size {size_text(grid)} has a code where a mark must stand, or a mark for a code"
+        )
     return grid, codes
 
 

@@ -7,20 +7,16 @@ It knows no recipe: what stands at a place comes in as vectors, what it may see 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from models.attention import Attend
 from models.flops import TrunkShape
 from models.positions import rope_table, rotate
-from models.vocabulary import Vocabulary
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _INIT_STD = 0.02
@@ -188,17 +184,3 @@ class Trunk(nn.Module):
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope, attend, layer)
         return self.norm(x_BTD)
-
-
-def write_config(folder: Path, config: TrunkConfig, vocabulary: Vocabulary, step: int) -> None:
-    """`config.json`: the trunk, the vocabulary and the step, all that is needed beside the weights."""
-    data = {"trunk": config.to_json(), "vocabulary": json.loads(vocabulary.to_json()), "step": step}
-    (folder / CONFIG_FILE).write_text(json.dumps(data, indent=1, sort_keys=True))
-
-
-def load_trunk(folder: Path) -> tuple[Trunk, Vocabulary, int]:
-    """The decoder of a checkpoint folder, in evaluation mode, its vocabulary and its step."""
-    data = json.loads((folder / CONFIG_FILE).read_text())
-    trunk = Trunk(TrunkConfig.from_json(data["trunk"]))
-    trunk.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    return trunk.eval(), Vocabulary(**data["vocabulary"]), data["step"]

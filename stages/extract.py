@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -34,6 +34,8 @@ class _Tools:
     tokenizer: VisionTokenizer
     digest: str
     device: str
+    reads: Callable[[torch.Tensor], torch.Tensor] | None
+    """Pixels (N, 3, H, W) to features (N, F, h, w)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class Indices(RowStage):
                    (models/tokenizers/codes.py); null of a tokenizer with latents
     input_ids      what a model is shown instead, where self-correction draws it (NextFlow); else null
     latents        float16 (t, h, w, C) of a tokenizer without codes; else null
+    features       float16 (t, h, w, F) of an understanding encoder, and their grid; null where none is asked for
+    size           which of the sizes it is; a clip has one row for each
     num_frames, fps, height, width   of what was encoded (fps is null of a still)
     tokenizer      digest of its weights
 
@@ -53,7 +57,7 @@ class Indices(RowStage):
     """
 
     writes: ClassVar[str] = "indices"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("clips", columns=("media", "source_kind", "num_frames", "fps", "held_out")),
         Edge("tokenizer", role="side"),
@@ -64,6 +68,9 @@ class Indices(RowStage):
             pa.field("ids", pa.binary(), nullable=True),
             pa.field("input_ids", pa.binary(), nullable=True),
             pa.field("latents", pa.large_binary(), nullable=True),
+            pa.field("features", pa.large_binary(), nullable=True),
+            pa.field("feature_grid", pa.list_(pa.int32(), 3), nullable=True),
+            ("size", pa.int32()),
             ("codebook_size", pa.int32()),
             ("tokenizer", pa.string()),
             ("num_frames", pa.int32()),
@@ -76,6 +83,11 @@ class Indices(RowStage):
 
     size: int
     """Pixels: side of the square, or root of the budget of pixels."""
+    more_sizes: tuple[int, ...] = ()
+    """Further sizes at which every clip is encoded, for phases of training (NextFlow: 256, 512, 1024)."""
+    features: str | None = None
+    """What an understanding encoder makes of the same frames, a vector for each code's place (Janus): SigLIP or SigLIP2,
+    a folder or an id of the hub; `classical`: mean colours and gradients; unset: nothing."""
     fit: Literal["square", "area"] = "square"
     """square: the centre of the picture. area: all of it, in its own shape."""
     frames_per_clip: int = 4
@@ -97,15 +109,21 @@ class Indices(RowStage):
             torch.set_num_threads(1)
         tokenizer = load_tokenizer(kit.checkpoint("tokenizer")).to(device)
         stride = tokenizer.stride[1]
-        if self.size < stride or (self.fit == "square" and self.size % stride):
-            raise UserError(f"indices.size is {self.size}: a code of this tokenizer stands for {stride} pixels, give a multiple")  # fmt: skip  # noqa: E501
-        return _Tools(tokenizer, tokenizer.digest(), device)
+        for size in (self.size, *self.more_sizes):
+            if size < stride or (self.fit == "square" and size % stride):
+                raise UserError(f"indices.size is {size}: a code of this tokenizer stands for {stride} pixels, give a multiple")  # fmt: skip  # noqa: E501
+        return _Tools(tokenizer, tokenizer.digest(), device, _reader(self.features, stride, device))
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """Codes of each clip at every size."""
+        by_size = [self._sized(rows, tools, size) for size in (self.size, *self.more_sizes)]
+        return [_all_of([outcomes[place] for outcomes in by_size]) for place in range(len(rows))]
+
+    def _sized(self, rows: Sequence[Row], tools: Any, size: int) -> dict[int, Outcome]:
         """Codes of each clip; the next ones are decoded while these are encoded."""
         outcomes: dict[int, Outcome] = {}
         waiting: dict[tuple[int, ...], list[tuple[int, frames.Seen]]] = {}
-        for place, seen in self._decoded(rows, tools.tokenizer):
+        for place, seen in self._decoded(rows, tools.tokenizer, size):
             if isinstance(seen, BadRow):
                 outcomes[place] = seen
                 continue
@@ -113,14 +131,16 @@ class Indices(RowStage):
             group = waiting.setdefault(shape, [])
             group.append((place, seen))
             if len(group) == batch_size(shape, tools.device):
-                outcomes.update(_encoded(rows, waiting.pop(shape), tools))
+                outcomes.update(_encoded(rows, waiting.pop(shape), tools, size))
         for group in waiting.values():
-            outcomes.update(_encoded(rows, group, tools))
-        return [outcomes[place] for place in range(len(rows))]
+            outcomes.update(_encoded(rows, group, tools, size))
+        return outcomes
 
-    def _decoded(self, rows: Sequence[Row], tokenizer: VisionTokenizer) -> Iterator[tuple[int, frames.Seen | BadRow]]:
+    def _decoded(
+        self, rows: Sequence[Row], tokenizer: VisionTokenizer, size: int
+    ) -> Iterator[tuple[int, frames.Seen | BadRow]]:
         """Each row's place and frames, as they are ready."""
-        view = frames.View(size=self.size, frames=self.frames_per_clip, fps=self.fps, fit=self.fit)
+        view = frames.View(size=size, frames=self.frames_per_clip, fps=self.fps, fit=self.fit)
 
         def decoded(place: int) -> tuple[int, frames.Seen | BadRow]:
             row = rows[place]
@@ -141,7 +161,29 @@ def batch_size(shape: Sequence[int], device: str) -> int:
     return max(1, BATCH_PIXELS[device] // int(np.prod(shape[:3])))
 
 
-def _encoded(rows: Sequence[Row], group: Sequence[tuple[int, frames.Seen]], tools: _Tools) -> dict[int, Outcome]:
+def _reader(name: str | None, stride: int, device: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    from models.tokenizers import semantic
+
+    if name is None:
+        return None
+    if name == "classical":
+        return lambda pixels: semantic.classical(pixels, stride)
+    return semantic.Siglip(name, stride).to(device).eval()
+
+
+def _all_of(found: Sequence[Outcome]) -> Outcome:
+    """The rows of all sizes, or the first reason why there are none."""
+    rows: list[Row] = []
+    for outcome in found:
+        if not isinstance(outcome, list):
+            return outcome
+        rows += outcome
+    return rows
+
+
+def _encoded(
+    rows: Sequence[Row], group: Sequence[tuple[int, frames.Seen]], tools: _Tools, size: int
+) -> dict[int, Outcome]:
     import torch
 
     from models.tokenizers.interface import to_pixels
@@ -151,7 +193,15 @@ def _encoded(rows: Sequence[Row], group: Sequence[tuple[int, frames.Seen]], tool
     with torch.inference_mode():
         pixels = to_pixels(torch.from_numpy(np.stack(pictures)).to(tools.device))
         encoded = tools.tokenizer.encode(pixels)
-    return {place: [_row(rows[place], seen, encoded, at, tools)] for at, (place, seen) in enumerate(group)}
+        features = None if tools.reads is None else tools.reads(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+    made: dict[int, Outcome] = {}
+    for at, (place, seen) in enumerate(group):
+        row = _row(rows[place], seen, encoded, at, tools) | {"size": size, "features": None, "feature_grid": None}
+        if features is not None:
+            own = features[at].permute(0, 2, 3, 1).cpu().numpy()
+            row |= {"features": own.astype("<f2").tobytes(), "feature_grid": list(own.shape[:3])}
+        made[place] = [row]
+    return made
 
 
 def _row(row: Row, seen: frames.Seen, encoded: Encoded, at: int, tools: _Tools) -> Row:

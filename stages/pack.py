@@ -12,11 +12,12 @@ import pyarrow as pa
 from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import KINDS, Document, Format, Layout
+from models.places import segments_of
 from models.vocabulary import EMU3, TEXT, VISION, Vocabulary
 from stages import pack_report
 from stages.base import Edge, Job, JobStage, Row, above_zero
-from stages.packing import Budget, Plan, measures, plan, training_order
 from stages.pack_samples import Corpus, Samples
+from stages.packing import Budget, Plan, measures, plan, training_order
 
 if TYPE_CHECKING:
     from models.raster import TextTokenizer
@@ -152,13 +153,22 @@ class Packs(JobStage):
             if not len(samples):
                 continue
             budget = self.budget(self.all_phases()[name])
-            costs, tokens = np.asarray(samples.costs), np.asarray(samples.tokens)
-            planned = plan(samples.keys(), costs, tokens, budget)
+            places, costs, tokens = samples.keys(), np.asarray(samples.costs), np.asarray(samples.tokens)
+            planned = plan(places, costs, tokens, budget)
             self._check(planned, samples, budget, corpus)
-            of_pack = np.array([costs[pack].sum() for pack in planned.packs])
-            orders, ordered = training_order(planned, samples.keys(), of_pack, self.seed, self.step_packs)
+            of_pack = planned.sums(costs)
+            orders, ordered = training_order(planned, places, of_pack, self.seed, self.step_packs)
             prefix = f"{name}/" if self.phases else ""
-            report = measures(planned, costs, tokens, budget, step_packs=self.step_packs, orders=orders) | ordered
+            report = ordered | measures(
+                planned,
+                costs,
+                tokens,
+                budget,
+                places=places,
+                orders=orders,
+                global_batch=self.step_packs,
+                trunk=self.trunk,
+            )
             job.summary({f"{prefix}{key}": float(value) for key, value in report.items()})
             for number, row in self._rows(job, corpus, samples, planned):
                 row |= {"order": first + int(orders[number]), "phase": name, "format": form.to_json()}
@@ -275,12 +285,8 @@ def _row(packed: list[tuple[Document, list[bytes], str]], form: Format) -> Row:
     joined = [document.joined() for document, _, _ in packed]
     tokens, shown, weights = (np.concatenate([part[i] for part in joined]) for i in range(3))
     modality = form.vocabulary.modality(tokens)
-    segments = [
-        {"len": s.length, "kind": KINDS.index(s.kind), "document": number, "rows": s.grid[1], "columns": s.grid[2],
-         "scale": s.scale, "num_scales": s.num_scales}
-        for number, (document, _, _) in enumerate(packed)
-        for s in document.segments
-    ]  # fmt: skip
+    columns = segments_of([document for document, _, _ in packed])
+    segments = [dict(zip(columns, row, strict=True)) for row in np.stack(list(columns.values()), 1).tolist()]
     latents = [part for document, _, _ in packed for part in document.latents]
     features = [part for document, _, _ in packed for part in document.features]
     first_codes = sum(s["kind"] == KINDS.index("scale") and not s["scale"] for s in segments)

@@ -1,4 +1,4 @@
-"""The samples of the packs: what each is and costs, found in one pass without its codes; and the documents, built later.
+"""The samples of the packs: what each is and costs, found without its codes; and their documents, built later.
 
 Not a stage. First pass: 16-byte places, costs and row numbers only, so that ten million samples fit in memory; second
 pass: the rows of one group at a time.
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from models import flops, raster
 from models.layout import Document, Format, Part, Picture, document, spans
-from models.tokenizers.codes import unpacked
 from stages.base import Job, Row
+from stages.pictures import duration_s, finest, picture_of
 
 if TYPE_CHECKING:
     from models.raster import Grid, TextTokenizer
@@ -182,7 +182,7 @@ class Corpus:
         for row, one in self._kept("indices", _INDEX_COLUMNS):
             grids = tuple(map(tuple, one["grids"]))
             features = (tuple(one["feature_grid"]),) if one["feature_grid"] else ()
-            size = raster.size_text(raster_grid(grids), one["fps"], _duration_s(one))
+            size = raster.size_text(finest(grids), one["fps"], duration_s(one))
             seen = _Seen(row, one["key"], *(interned.setdefault(x, x) for x in (grids, features, size)), one["size"],
                          one["fps"] is not None)  # fmt: skip
             found.setdefault(one["parents"][0], []).append(seen)
@@ -240,7 +240,7 @@ class Corpus:
             both = spans(made.segments)
             total = sum(length for length, _ in both)
             learnt = sum(int(np.count_nonzero(part)) for part in made.weights)
-            head = len(self.text.encode(seen.size)) - len(self.text.encode(raster.size_text(raster_grid(grids))))
+            head = len(self.text.encode(seen.size)) - len(self.text.encode(raster.size_text(finest(grids))))
             head = head if self.form.layout.marks.size and not read else 0
             self._outlines[name] = _Outline(
                 places=total + head, extra=flops.segment_pairs(both) - flops.causal_pairs(total), learnt=learnt + head
@@ -282,27 +282,6 @@ class Corpus:
         return dict(zip(wanted, taken, strict=True))
 
 
-def picture_of(row: Row, *, features: bool = False) -> Picture:
-    """What the model gets of a row of `indices`."""
-    fps, duration_s = row["fps"], _duration_s(row)
-    if features:
-        grid = tuple(row["feature_grid"])
-        vectors = np.frombuffer(row["features"], "<f2").reshape(int(np.prod(grid)), -1)
-        return Picture(grids=(grid,), vectors=vectors, fps=fps, duration_s=duration_s)
-    grids = tuple(map(tuple, row["grids"]))
-    if row["latents"] is not None:
-        vectors = np.frombuffer(row["latents"], "<f2").reshape(sum(int(np.prod(grid)) for grid in grids), -1)
-        return Picture(grids=grids, vectors=vectors, fps=fps, duration_s=duration_s)
-    size = row["codebook_size"]
-    shown = None if row["input_ids"] is None else unpacked(row["input_ids"], size)
-    return Picture(grids=grids, ids=unpacked(row["ids"], size), input_ids=shown, fps=fps, duration_s=duration_s)
-
-
-def raster_grid(grids: Sequence[Grid]) -> Grid:
-    """Frames, rows and columns of the finest grid."""
-    return grids[0] if len(grids) == 1 else (sum(grid[1:] == (1, 1) for grid in grids), *grids[-1][1:])
-
-
 def digest(*parts: bytes) -> bytes:
     """16 bytes."""
     return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
@@ -318,7 +297,3 @@ def _repeated(place: bytes, wanted: float) -> Iterator[bytes]:
     times = int(wanted) + (_share(b"again", place) < wanted - int(wanted))
     for number in range(times):
         yield digest(place, number.to_bytes(4, "big")) if number else place
-
-
-def _duration_s(row: Row) -> float | None:
-    return None if row["fps"] is None else row["num_frames"] / row["fps"]

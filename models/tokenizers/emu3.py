@@ -359,6 +359,10 @@ class Emu3Tokenizer(VisionTokenizer):
         codes_NP = codes_M.view(latents_NPD.shape[:2])
         return Painted(pixels=painted, terms={"commitment": commitment}, latents=latents_NPD, codes=codes_NP)
 
+    def code_vectors(self) -> Tensor:
+        """(K, D)."""
+        return self.codebook.codes()
+
     def learn(self, latents_MD: Tensor, codes_M: Tensor, seed: int) -> int:
         """The codebook's moving averages and restarts."""
         return self.codebook.learn(

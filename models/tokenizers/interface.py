@@ -101,6 +101,10 @@ class VisionTokenizer(nn.Module, ABC):
         """The codebook's own step over all latents of the step, of all workers; returns how many codes restarted."""
         return 0
 
+    def code_vectors(self) -> Tensor | None:
+        """(K, D) the codebook, in order of the codes; None where there is none."""
+        return None
+
     def phase(self, name: str) -> None:
         """Choose what is trained from now on; "all" is known to every tokenizer."""
         if name != "all":

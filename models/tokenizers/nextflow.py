@@ -200,6 +200,10 @@ class NextFlowTokenizer(VisionTokenizer):
     def _target(self, pixels_N3HW: Tensor) -> Tensor:
         return self.teacher(pixels_N3HW) if self.teacher else semantic.classical(pixels_N3HW, self.stride[1])
 
+    def code_vectors(self) -> Tensor:
+        """(K, Ds + Dp), both codebooks' rows."""
+        return self.lookup(torch.arange(self.codebook_size, device=self.pixel_book.weight.device))
+
     def learn(self, latents_MD: Tensor, codes_M: Tensor, seed: int) -> int:
         """Both codebooks, row by row together; they stand still while the decoder is tuned."""
         if not getattr(self, "_codes_learn", True):

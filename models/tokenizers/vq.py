@@ -80,6 +80,10 @@ class VqTokenizer(VisionTokenizer):
             codes=codes_M.view(latents_NPD.shape[:2]),
         )
 
+    def code_vectors(self) -> Tensor:
+        """(K, D)."""
+        return self.codebook.codes()
+
     def learn(self, latents_MD: Tensor, codes_M: Tensor, seed: int) -> int:
         """The codebook's moving averages and restarts."""
         return self.codebook.learn(

@@ -1,4 +1,4 @@
-"""Loss on samples never trained on, by modality, beside what plain token frequencies would give."""
+"""Loss on samples never trained on, by modality. Not a stage."""
 
 from __future__ import annotations
 
@@ -9,70 +9,87 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.attention import DocumentAttention
-from models.objectives import linear_cross_entropy
-from models.positions import document_positions
-from models.trunk import Trunk
-from models.vocabulary import TEXT, VISION, Vocabulary
-from stages.base import Reader
+from models.any_to_any import AnyToAny
+from models.batch import Batch, batch_of
+from models.layout import Document
+from models.places import Places, Tokens, places, segments_of
 
-_TOKENS_AT_ONCE = 4096
+_PLACES_AT_ONCE = 4096
+NOISE_LEVELS = 8
+"""At which each picture is looked at, evenly over the steps of the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
-    """One held-out sequence, and which of its tokens are measured."""
+class Heldout:
+    """One held-out document, and which of its tokens are measured."""
 
     key: bytes
     prompt: str
+    document: Document
     tokens: NDArray[np.int64]
+    """(L) as they are said."""
     measured: NDArray[np.int8]
-    """(T) TEXT where a caption's or text's own tokens stand, VISION at visual codes, -1 elsewhere (marks, size)."""
+    """(L) TEXT where a caption's or text's own tokens stand, VISION at visual codes, -1 elsewhere (marks, size)."""
 
 
-def likelihoods(trunk: Trunk, documents: Sequence[Document]) -> Iterator[NDArray[np.float64]]:
-    """Nats of each token of each document given those before it; 0 for the first."""
-    batch: list[Document] = []
-    for document in [*documents, None]:
-        if batch and (document is None or sum(len(one.tokens) for one in [*batch, document]) > _TOKENS_AT_ONCE):
-            yield from _batch_likelihoods(trunk, batch)
-            batch = []
-        if document is not None:
-            batch.append(document)
+def likelihoods(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[NDArray[np.float64]]:
+    """(L) nats of each token of each document given what comes before it; 0 where nothing predicts it."""
+    for group in _groups(documents):
+        made = _joined(group, model.parts.span)
+        nll_T = _losses(model, made, group)
+        nats = np.zeros(sum(len(one.tokens) for one in group))
+        said = made.said >= 0
+        nats[made.said[said]] = nll_T[said]
+        yield from np.split(nats, np.cumsum([len(one.tokens) for one in group])[:-1])
 
 
 @torch.no_grad()
-def _batch_likelihoods(trunk: Trunk, documents: Sequence[Document]) -> list[NDArray[np.float64]]:
-    lengths = [len(one.tokens) for one in documents]
-    tokens_T = torch.from_numpy(np.concatenate([one.tokens for one in documents]))
-    hidden_BTD = trunk(trunk.embedding(tokens_T)[None], document_positions(lengths)[None], DocumentAttention(lengths))
-    weights_T = torch.ones(len(tokens_T))
-    _, nll_T = linear_cross_entropy(hidden_BTD[0], trunk.head.weight, tokens_T.roll(-1), weights_T, 1.0)
-    shifted = nll_T.roll(1).double().numpy()
-    parts = np.split(shifted, np.cumsum(lengths)[:-1])
-    for part in parts:
-        part[0] = 0.0
-    return parts
+def _losses(model: AnyToAny, made: Places, group: Sequence[Heldout]) -> NDArray[np.float64]:
+    """(T) with every target weighing 1."""
+    batch = _batch(model, made, group, level=0)
+    batch.weights_T = torch.from_numpy((made.said >= 0).astype(np.float32))
+    return model(batch, torch.ones(2)).nll_T.double().numpy()
 
 
-def unigram(packs: Reader, vocabulary: Vocabulary) -> NDArray[np.float64]:
-    """(V) nats of each token under the frequencies of its own modality in the training packs, one added to each count.
+@torch.no_grad()
+def noise_errors(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[tuple[Heldout, list[float], list[Batch]]]:
+    """Of each document with one picture of latents: mean squared errors of the noise, and what was shown, by level."""
+    for one in documents:
+        made = _joined([one], model.parts.span)
+        batches = [_batch(model, made, [one], level) for level in range(NOISE_LEVELS)]
+        yield one, [float(model(batch, torch.ones(2)).squared_N[0]) for batch in batches], batches
 
-    Knowing the modality is a gift to the baseline: the model has to choose among all tokens.
-    """
-    counts = np.zeros(vocabulary.size)
-    for batch in packs.scan(["tokens", "segments"]):
-        tokens = batch.column("tokens").values.to_numpy()
-        segments = batch.column("segments").values
-        in_text = np.repeat(np.asarray(segments.field("kind").to_pylist()) == "text", segments.field("len").to_numpy())
-        modality = vocabulary.modality(tokens)
-        chosen = tokens[((modality == TEXT) & in_text) | (modality == VISION)]
-        counts += np.bincount(chosen, minlength=vocabulary.size)
-    nats = np.zeros(vocabulary.size)
-    modality = vocabulary.modality(np.arange(vocabulary.size))
-    for kind in (TEXT, VISION):
-        of_kind = modality == kind
-        if of_kind.any():
-            smoothed = counts[of_kind] + 1
-            nats[of_kind] = -np.log(smoothed / smoothed.sum())
-    return nats
+
+def _batch(model: AnyToAny, made: Places, group: Sequence[Heldout], level: int) -> Batch:
+    """With noise that follows from each document's key, at this level."""
+    form, size = model.form, model.form.latent_size
+    latents = [part for one in group for part in one.document.latents]
+    features = [part for one in group for part in one.document.features]
+    draws = np.random.default_rng([level, *(int.from_bytes(one.key[:8], "big") for one in group)])
+    step = int((level + 0.5) * model.parts.noise_steps / NOISE_LEVELS)
+    return batch_of(
+        made,
+        form,
+        model.parts,
+        latents_PC=np.concatenate(latents) if latents else None,
+        features_QF=np.concatenate(features) if features else None,
+        noise_PC=draws.standard_normal((len(made.latent_at), size), np.float32),
+        step_P=np.full(len(made.latent_at), step),
+    )
+
+
+def _joined(group: Sequence[Heldout], span: float) -> Places:
+    joined = [one.document.joined() for one in group]
+    tokens, shown, weights = (np.concatenate([part[i] for part in joined]) for i in range(3))
+    segments = segments_of([one.document for one in group])
+    return places(Tokens(tokens=tokens, shown=shown, weights=weights, segments=segments), span=span)
+
+
+def _groups(documents: Sequence[Heldout]) -> Iterator[list[Heldout]]:
+    batch: list[Heldout] = []
+    for document in [*documents, None]:
+        if batch and (document is None or sum(len(one.tokens) for one in [*batch, document]) > _PLACES_AT_ONCE):
+            yield batch
+            batch = []
+        if document is not None:
+            batch.append(document)

@@ -8,16 +8,23 @@ a step sees the same packs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
+from models.batch import Batch, batch_of, drawn_noise
+from models.layout import KINDS, Format
+from models.places import SEGMENT_FIELDS, Places, Tokens, places
+from models.recipe import Parts
 from models.vocabulary import Vocabulary
-from stages.base import Reader
+from stages.base import Reader, Row
 
-COLUMNS = ("tokens", "loss_weights", "segments")
+COLUMNS = ("tokens", "shown", "loss_weights", "segments", "latents", "features")
 _ROUNDS = 4
 
 
@@ -37,25 +44,36 @@ def permuted(index: int, size: int, key: bytes) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ragged:
-    """Packs of one rank and step, joined end to end, T tokens in all."""
+class Joined:
+    """Packs of one rank and step, end to end."""
 
-    tokens: NDArray[np.int64]
-    """(T)."""
-    lengths: list[int]
-    """Tokens of each document."""
-    targets: NDArray[np.int64]
-    """(T) the token after each."""
-    weights: NDArray[np.float32]
-    """(T) loss weight of each target; 0 where the next token begins another document."""
+    places: Places
+    weight: float
+    """Sum of the loss weights of what is predicted."""
+    num_pictures: int
+    """Pictures of latents."""
+    latents: NDArray[np.float16] | None
+    """(P, C)."""
+    features: NDArray[np.float16] | None
+    """(Q, F)."""
+    origins: list[tuple[int, int]]
+    """Of each picture of latents: the pack's place in the stream, and its number in the pack."""
+
+    def batch(self, form: Format, parts: Parts, seed: int, device: torch.device | str = "cpu") -> Batch:
+        """Tensors, with the noise of each picture: a function of the seed and of where it stands in the stream."""
+        seeds = [(seed, *origin) for origin in self.origins]
+        noise, steps = drawn_noise(self.places, form.latent_size, parts, seeds)
+        vectors = {"latents_PC": self.latents, "features_QF": self.features}
+        return batch_of(self.places, form, parts, device, noise_PC=noise, step_P=steps, **vectors)
 
 
 class Loader:
     """Packs of a pinned snapshot by step."""
 
-    def __init__(self, reader: Reader, global_batch: int, seed: int) -> None:
+    def __init__(self, reader: Reader, global_batch: int, seed: int, form: Format, parts: Parts) -> None:
         orders = np.concatenate([batch.column(0).to_numpy() for batch in reader.scan(["order"])])
         self._reader, self.global_batch, self.seed = reader, global_batch, seed
+        self.form, self.parts = form, parts
         self._row_of_order = np.argsort(orders)
 
     def rows(self, step: int) -> list[int]:
@@ -69,29 +87,57 @@ class Loader:
             order = permuted(order, len(self._row_of_order), key)
         return int(self._row_of_order[order])
 
-    def batch(self, step: int, rank: int, world: int) -> Ragged:
+    def batch(self, step: int, rank: int, world: int) -> Joined:
         """What a rank computes at a step."""
         table = self._reader.take(self.rows(step)[rank::world], COLUMNS)
-        return ragged(table.to_batches())
+        stream = range(step * self.global_batch + rank, (step + 1) * self.global_batch, world)
+        return joined(table, self.form, self.parts.span, stream)
 
 
-def ragged(batches: list) -> Ragged:
-    """Join packs; document boundaries come from the segments."""
-    tokens, weights, lengths = [], [], []
-    for batch in batches:
-        for pack in range(batch.num_rows):
-            tokens.append(batch.column("tokens")[pack].values.to_numpy().astype(np.int64))
-            weights.append(batch.column("loss_weights")[pack].values.to_numpy())
-            segments = batch.column("segments")[pack].values
-            documents, sizes = segments.field("document").to_numpy(), segments.field("len").to_numpy()
-            lengths.extend(np.bincount(documents, sizes).astype(int).tolist())
-    joined, weight = np.concatenate(tokens), np.concatenate(weights)
-    return Ragged(
-        tokens=joined,
-        lengths=lengths,
-        targets=np.roll(joined, -1),
-        weights=np.append(weight[1:], np.float32(0)),
+def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int]) -> Joined:
+    """Packs (rows of `packs`, at these places of the stream) end to end."""
+    packs = table.to_pylist()
+    made = places(tokens_of(packs), span=span)
+    origins = [(place, n) for place, pack in zip(stream, packs, strict=True) for n in range(_num_pictures(pack))]
+    return Joined(
+        places=made,
+        weight=float(made.weights.sum(dtype=np.float64)),
+        num_pictures=len(made.latent_grids),
+        latents=_vectors([pack["latents"] for pack in packs], form.latent_size),
+        features=_vectors([pack["features"] for pack in packs], form.feature_size),
+        origins=origins,
     )
+
+
+def tokens_of(packs: Sequence[Row]) -> Tokens:
+    """Packs as they are stored, end to end; documents are numbered through."""
+    segments: dict[str, NDArray[Any]] = {}
+    columns = [{name: np.array([s[name] for s in pack["segments"]]) for name in SEGMENT_FIELDS} for pack in packs]
+    first = 0
+    for of_pack in columns:
+        of_pack["document"] = of_pack["document"] + first
+        first = int(of_pack["document"][-1]) + 1
+    for name in SEGMENT_FIELDS:
+        segments[name] = np.concatenate([of_pack[name] for of_pack in columns]).astype(np.int64)
+    tokens = [np.asarray(pack["tokens"], np.int64) for pack in packs]
+    shown = [own if pack["shown"] is None else np.asarray(pack["shown"], np.int64)
+             for pack, own in zip(packs, tokens, strict=True)]  # fmt: skip
+    weights = [np.asarray(pack["loss_weights"], np.float32) for pack in packs]
+    return Tokens(
+        tokens=np.concatenate(tokens),
+        shown=np.concatenate(shown),
+        weights=np.concatenate(weights),
+        segments=segments,
+    )
+
+
+def _num_pictures(pack: Row) -> int:
+    return sum(segment["kind"] == KINDS.index("latents") for segment in pack["segments"])
+
+
+def _vectors(parts: Sequence[bytes | None], size: int) -> NDArray[np.float16] | None:
+    found = b"".join(part for part in parts if part is not None)
+    return np.frombuffer(found, "<f2").reshape(-1, size) if found else None
 
 
 def sums_by_modality(

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.attention import DocumentAttention
-from models.objectives import linear_cross_entropy
-from models.positions import document_positions
-from models.trunk import WEIGHTS_FILE, Trunk, TrunkConfig, write_config
-from models.vocabulary import Vocabulary
-from stages.train.loader import Loader, Ragged, sums_by_modality
+from models.any_to_any import AnyToAny, load_weights, save_model
+from models.layout import Format
+from models.positions import sections
+from models.trunk import TrunkConfig
+from stages.train.loader import Loader, sums_by_modality
 from stages.workers import StopWish
 
 if TYPE_CHECKING:
@@ -38,68 +37,56 @@ _BETAS, _EPS = (0.9, 0.95), 1e-8
 """Emu3's betas (baaivision/Emu3, scripts/t2i_sft.sh)."""
 
 
-class NextToken(nn.Module):
-    """Trunk and objective in one forward call, so that every parameter is used inside it on every rank."""
-
-    def __init__(self, trunk: Trunk) -> None:
-        super().__init__()
-        self.trunk = trunk
-
-    def forward(
-        self, tokens_T: Tensor, lengths: list[int], targets_T: Tensor, weights_T: Tensor, divisor: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Loss over the divisor (scalar) and the likelihood of each target (T), nats."""
-        positions_T = document_positions(lengths, tokens_T.device)
-        hidden_BTD = self.trunk(self.trunk.embedding(tokens_T)[None], positions_T[None], DocumentAttention(lengths))
-        return linear_cross_entropy(hidden_BTD[0], self.trunk.head.weight, targets_T, weights_T, divisor)
-
-
 def train_worker(config: dict[str, Any]) -> None:
-    """One worker, from set-up to the last step. `config`: stage, packs (reader), checkpoints, vocabulary, sink."""
+    """One worker, from set-up to the last step. `config`: stage, packs (reader), checkpoints, form (the packs' format),
+    code_vectors (the tokenizer's codebook, or None), sink."""
     from ray.train.torch import get_device
 
     stage: Model = config["stage"]
     checkpoints: Checkpoints = config["checkpoints"]
     packs: Reader = config["packs"]
-    vocabulary: Vocabulary = config["vocabulary"]
+    form: Format = config["form"]
     rank, world, device = dist.get_rank(), dist.get_world_size(), get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
 
     # 1. Model, optimizer, position: fresh, or those of the last checkpoint.
-    trunk = Trunk(trunk_config(stage, vocabulary)).initialise(stage.seed).to(device)
+    model = first_model(stage, form, config["code_vectors"]).to(device)
     last = checkpoints.latest()
     moments, step, tokens_seen = None, 0, 0
     if last is not None:
         with checkpoints.fetch(last) as folder:
-            trunk.load_state_dict(load_file(folder / WEIGHTS_FILE))
+            load_weights(model, folder)
             moments = load_file(folder / MOMENTS_FILE)
         step, tokens_seen = last.step, int(last.facts["tokens_seen"])
-    optimizer = torch.optim.AdamW(parameter_groups(trunk, stage), lr=stage.learning_rate, betas=_BETAS, eps=_EPS)
-    engine = zero_engine(NextToken(trunk), optimizer, stage, device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, stage), lr=stage.learning_rate, betas=_BETAS, eps=_EPS)
+    engine = zero_engine(model, optimizer, stage, device)
     set_moments(engine, optimizer, moments, step)
 
     # 2. Data: a pure function of the step.
-    loader = Loader(packs, stage.global_batch, stage.seed)
+    loader = Loader(packs, stage.global_batch, stage.seed, form, stage.parts)
     since_saved = torch.zeros(2, dtype=torch.float64)
     # Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same step.
     clock, clock_tokens, stops, wish = time.monotonic(), 0, 0.0, StopWish(config["sink"] if rank == 0 else None)
 
     while step < stage.steps and not stops:
-        # 3. Learn. The divisor is the weight of the whole global batch; DeepSpeed averages over ranks, we want the sum.
-        batch = loader.batch(step, rank, world)
-        divisor = global_sum([float(batch.weights.sum(dtype="float64"))], device)[0]
+        # 3. Learn. Divisors are those of the whole global batch; DeepSpeed averages over ranks, we want the sum.
+        joined = loader.batch(step, rank, world)
+        divisors = global_sum([joined.weight, float(joined.num_pictures)], device).clamp(min=1e-6)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * schedule(step, stage.warmup, stage.steps)
         torch.manual_seed((stage.seed * 1_000_003 + step) * 4096 + rank)  # dropout
-        loss, nll_T = engine(*on_device(batch, device), divisor.float())
-        engine.backward(loss * world)
+        losses = engine(joined.batch(form, stage.parts, stage.seed, device), divisors.float())
+        engine.backward(losses.total * world)
         engine.step()
         step += 1
 
         # 4. Tell.
-        sums = sums_by_modality(nll_T.double().cpu().numpy(), batch.targets, batch.weights, vocabulary)
-        *totals, stops = global_sums([float(loss.detach()), len(batch.tokens), *sums, wish.known()], device)
+        made = joined.places
+        sums = sums_by_modality(losses.nll_T.double().cpu().numpy(), made.targets, made.weights, form.vocabulary)
+        noise = [float(losses.squared_N.sum()), len(losses.squared_N)]
+        known = [float(losses.total.detach()), sum(made.lengths), *sums, *noise, wish.known()]
+        *totals, stops = global_sums(known, device)
         tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
         since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
         if rank == 0 and (step % config["log_every"] == 0 or step == stage.steps):
@@ -110,29 +97,34 @@ def train_worker(config: dict[str, Any]) -> None:
 
         # 5. Save. Every rank takes part in gathering, rank 0 writes.
         if step % stage.checkpoint_every == 0 or step == stage.steps:
-            state = gathered(trunk)
+            state = gathered(model)
             if rank == 0:
                 mean = float(since_saved[0] / since_saved[1])
                 facts = {"tokens_seen": tokens_seen, "loss": mean, "data_position": step * stage.global_batch}
-                publish(checkpoints, step, state, trunk, vocabulary, facts | {"packs": len(packs)})
+                publish(checkpoints, step, state, model, facts | {"packs": len(packs)})
             since_saved.zero_()
             dist.barrier()
 
 
-def trunk_config(stage: Model, vocabulary: Vocabulary) -> TrunkConfig:
-    """The decoder the settings describe."""
-    return TrunkConfig(
+def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
+    """The model that the settings describe, with its first weights."""
+    config = TrunkConfig(
         shape=stage.trunk,
-        vocabulary_size=vocabulary.size,
+        vocabulary_size=form.vocabulary.size,
         rope_base=stage.rope_base,
+        rope_sections=sections(stage.rope_shares, stage.trunk.head_dim // 2),
         qk_norm=stage.qk_norm,
+        norm=stage.norm,
+        qkv_bias=stage.qkv_bias,
         dropout=stage.dropout,
     )
+    size = 0 if code_vectors is None else code_vectors.shape[1]
+    return AnyToAny(config, stage.parts, form, size).initialise(stage.seed, code_vectors)
 
 
-def parameter_groups(trunk: Trunk, stage: Model) -> list[dict[str, Any]]:
+def parameter_groups(model: AnyToAny, stage: Model) -> list[dict[str, Any]]:
     """Matrices with weight decay, norms without."""
-    parameters = list(trunk.parameters())
+    parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -146,7 +138,7 @@ def schedule(step: int, warmup: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def zero_engine(model: NextToken, optimizer: torch.optim.AdamW, stage: Model, device: torch.device) -> Any:
+def zero_engine(model: AnyToAny, optimizer: torch.optim.AdamW, stage: Model, device: torch.device) -> Any:
     """DeepSpeed's engine around a torch optimizer, quiet, and on CPU without compiling anything.
 
     DeepSpeed builds its shared-memory all-reduce with g++ at first use on CPU (35 to 50 s); it only does so where its
@@ -170,12 +162,6 @@ def zero_engine(model: NextToken, optimizer: torch.optim.AdamW, stage: Model, de
     return deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)[0]
 
 
-def on_device(batch: Ragged, device: torch.device) -> tuple[Tensor, list[int], Tensor, Tensor]:
-    """Tokens, document lengths, targets, weights."""
-    tokens, targets, weights = (torch.from_numpy(x).to(device) for x in (batch.tokens, batch.targets, batch.weights))
-    return tokens, batch.lengths, targets, weights
-
-
 def global_sum(values: list[float], device: torch.device) -> Tensor:
     """Sum over ranks, in double precision."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -190,18 +176,18 @@ def global_sums(values: list[float], device: torch.device) -> list[float]:
 
 
 def step_metrics(totals: list[float]) -> dict[str, float]:
-    """Weighted loss, and plain nats per token of text and of vision."""
-    loss, _, text, num_text, _, _, vision, num_vision = totals
-    parts = {"loss/text": (text, num_text), "loss/vision": (vision, num_vision)}
+    """Weighted loss, plain nats per token of text and of vision, and the mean squared error of noise."""
+    loss, _, text, num_text, _, _, vision, num_vision, noise, num_pictures = totals
+    parts = {"loss/text": (text, num_text), "loss/vision": (vision, num_vision), "loss/noise": (noise, num_pictures)}
     return {"loss": loss} | {name: total / count for name, (total, count) in parts.items() if count}
 
 
-def gathered(trunk: Trunk) -> dict[str, Tensor]:
+def gathered(model: AnyToAny) -> dict[str, Tensor]:
     """Adam's moments of every parameter, whole, gathered from the ranks' shards; a collective call."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     whole: dict[str, Tensor] = {}
-    for name, parameter in trunk.named_parameters():
+    for name, parameter in model.named_parameters():
         for moment in _MOMENTS:
             tensor: Any = safe_get_full_optimizer_state(parameter, moment)
             whole[f"{name}.{moment}"] = tensor.cpu().contiguous()
@@ -222,24 +208,17 @@ def set_moments(engine: Any, optimizer: torch.optim.AdamW, moments: dict[str, Te
     zero._lazy_init_hp_params_optimizer_state()
     if moments is None:
         return
-    for name, parameter in engine.module.trunk.named_parameters():
+    for name, parameter in engine.module.named_parameters():
         for moment in _MOMENTS:
             safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
 
 
 def publish(
-    checkpoints: Checkpoints,
-    step: int,
-    moments: dict[str, Tensor],
-    trunk: Trunk,
-    vocabulary: Vocabulary,
-    facts: dict[str, Any],
+    checkpoints: Checkpoints, step: int, moments: dict[str, Tensor], model: AnyToAny, facts: dict[str, Any]
 ) -> None:
     """Weights, configuration and moments into a folder, and the folder into the bucket."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE)
+        save_model(model, folder, step)
         save_file(moments, folder / MOMENTS_FILE)
-        write_config(folder, trunk.config, vocabulary, step)
         checkpoints.save(step, folder, facts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from infra.types import UserError
 from models.flops import TrunkShape
-from models.vocabulary import Vocabulary
+from models.layout import Format
+from models.recipe import Parts
 from stages.base import Edge, Job, JobStage, Row, above_zero
 from stages.workers import fit, num_that_divide
 
@@ -20,7 +21,7 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Model(JobStage):
-    """Trains the decoder by next-token prediction over text and visual codes (Emu3, arXiv 2409.18869).
+    """Trains the model on the packs: next tokens, next scales, noise, as the packs' layout and `parts` say.
 
     Ray Train starts the workers, DeepSpeed ZeRO runs inside (stages/train/loop.py). A step reads `global_batch` packs,
     spread over the workers; the loss is the weighted sum over all of them divided by their weight, so neither the
@@ -33,8 +34,10 @@ class Model(JobStage):
     """
 
     writes: ClassVar[str] = "model"
+    revision: ClassVar[int] = 2
     inputs: ClassVar[tuple[Edge, ...]] = (
-        Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "vocabulary")),
+        Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "format")),
+        Edge("tokenizer", role="side"),
     )
     content: ClassVar[tuple[str, ...] | None] = ("files_sha256",)
     schema: ClassVar[pa.Schema] = pa.schema(
@@ -51,6 +54,8 @@ class Model(JobStage):
 
     trunk: TrunkShape
     """Sizes of the decoder."""
+    parts: Parts
+    """What stands around it: embedders, positions, heads, objectives."""
     steps: int
     """Optimizer steps."""
     global_batch: int = 4
@@ -67,8 +72,14 @@ class Model(JobStage):
     """On the embedding, residual branches and attention, 0 to 1."""
     qk_norm: Literal["none", "rms", "layer"] = "rms"
     """Normalise queries and keys: rms as Qwen3, layer as Chameleon."""
+    norm: Literal["before", "after"] = "before"
+    """Normalise what goes into attention and feed-forward, or what comes out (Chameleon 34B)."""
+    qkv_bias: bool = False
+    """Biases of queries, keys and values (Qwen2)."""
     rope_base: float = 10_000.0
     """Of the rotary positions."""
+    rope_shares: tuple[int, ...] = ()
+    """With parts.positions=scales: shares of the rotary frequencies that listen to row, column and scale."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     zero_stage: int = 2
@@ -77,6 +88,8 @@ class Model(JobStage):
     """Of the first weights, of dropout, of the order after the first epoch."""
 
     def __post_init__(self) -> None:
+        if (self.parts.positions == "scales") != bool(self.rope_shares):
+            raise UserError("model.rope_shares belongs to model.parts.positions=scales: set both, or neither")
         above_zero(self, "steps", "global_batch", "learning_rate", "clip", "rope_base", "checkpoint_every")
         if self.zero_stage not in (1, 2):
             raise UserError(f"model.zero_stage is {self.zero_stage}; 1 and 2 are supported, set model.zero_stage=2")
@@ -90,11 +103,13 @@ class Model(JobStage):
         if last is None or last.step < self.steps:
             from stages.train.loop import train_worker
 
+            form = Format.from_json(packs.take([0], ["format"])["format"][0].as_py())
             config = {
                 "stage": self,
                 "packs": packs,
                 "checkpoints": job.checkpoints,
-                "vocabulary": Vocabulary.from_json(packs.take([0], ["vocabulary"])["vocabulary"][0].as_py()),
+                "form": form,
+                "code_vectors": self._code_vectors(job),
                 "log_every": LOG_EVERY,
             }
             fit(
@@ -120,3 +135,17 @@ class Model(JobStage):
                 "parents": [],
                 "label": f"model step {checkpoint.step}",
             }
+
+    def _code_vectors(self, job: Job) -> Any:
+        """The tokenizer's codebook (K, D), where the settings want it; else None."""
+        if self.parts.code_vectors == "drawn" and self.parts.code_head == "shared":
+            return None
+        from models.tokenizers.interface import load_tokenizer
+
+        found = load_tokenizer(job.checkpoint("tokenizer")).code_vectors()
+        if found is None:
+            raise UserError(
+                "the tokenizer has no codebook to begin embeddings at: set model.parts.code_vectors=drawn and"
+                " model.parts.code_head=shared"
+            )
+        return found.detach().cpu().float()

@@ -1,4 +1,4 @@
-"""Emu3's layout: round trip, closed-form counts, constrained decoding."""
+"""Rows of codes between marks: round trip, closed-form counts, constrained drawing."""
 
 from __future__ import annotations
 
@@ -8,75 +8,87 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import emu3_format as emu3
-from models.emu3_format import Sample
+from models import raster
+from models.any_to_any import AnyToAny
+from models.attention import DocumentAttention
 from models.flops import TrunkShape
-from models.generate import generate_images
+from models.generate import Sampling, draw_codes
+from models.layout import Format, Layout, Picture, document, prompt
+from models.raster import Marks
+from models.recipe import Parts
 from models.tokenizers.text import ByteTokenizer
-from models.trunk import Trunk, TrunkConfig
+from models.trunk import TrunkConfig
 from models.vocabulary import EMU3, SPECIAL, TEXT, VISION, Vocabulary
 
 TEXT_TOKENIZER = ByteTokenizer()
 SMALL = Vocabulary.compact(256, 16)
 GRIDS = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+EMU3_5 = Marks(rows="between", frames=False)
+PLAIN = Marks(rows="none", frames=False, size=False)
+ALL_MARKS = (Marks(), EMU3_5, PLAIN)
 
 
-@st.composite
-def samples(draw) -> Sample:
-    words = TEXT_TOKENIZER.encode(draw(st.text(max_size=20)))
-    if draw(st.booleans()):
-        return Sample(text=words)
-    grid = draw(GRIDS)
-    codes = np.random.default_rng(draw(st.integers(0, 99))).integers(16, size=grid[0] * grid[1] * grid[2])
-    order = draw(st.sampled_from(["generation", "understanding"])) if words else "generation"
-    return Sample(text=words, grid=grid, codes=codes, order=order)
+def format_of(marks: Marks, vocabulary: Vocabulary = SMALL) -> Format:
+    return Format(layout=Layout(vision="codes", marks=marks), vocabulary=vocabulary)
+
+
+def tokens_of(parts, marks: Marks, vocabulary: Vocabulary = SMALL) -> list[int]:
+    return document(parts, format_of(marks, vocabulary), TEXT_TOKENIZER).joined()[0].tolist()
+
+
+def picture(grid, seed: int = 0, **kwargs) -> Picture:
+    codes = np.random.default_rng(seed).integers(16, size=grid[0] * grid[1] * grid[2])
+    return Picture(grids=(grid,), ids=codes, **kwargs)
 
 
 @settings(deadline=None)
-@given(samples(), st.sampled_from([SMALL, EMU3]))
-def test_what_is_built_parses_back(sample: Sample, vocabulary: Vocabulary) -> None:
-    tokens = emu3.build(sample, vocabulary, TEXT_TOKENIZER)
-    again = emu3.parse(tokens, vocabulary, TEXT_TOKENIZER)
-    assert (again.text, again.grid, again.order) == (sample.text, sample.grid, sample.order)
-    assert (sample.codes is None) == (again.codes is None)
-    if sample.codes is not None:
-        assert again.codes.tolist() == sample.codes.tolist()
+@given(GRIDS, st.text(max_size=20), st.sampled_from(ALL_MARKS), st.sampled_from([SMALL, EMU3]), st.booleans())
+def test_what_is_built_parses_back(grid, words: str, marks: Marks, vocabulary: Vocabulary, read: bool) -> None:
+    shown, ids = picture(grid), TEXT_TOKENIZER.encode(words)
+    tokens = tokens_of([shown, ids] if read else [ids, shown], marks, vocabulary)
+    start, end = tokens.index(vocabulary.boi), tokens.index(vocabulary.eoi)
+    found = raster.parse_block(tokens[start : end + 1], vocabulary, TEXT_TOKENIZER, marks, grid)
+    assert found[0] == grid and found[1].tolist() == shown.ids.tolist()
+    assert (tokens[end + 1 : -1] if read else tokens[1:start]) == ids
+    assert (tokens[0], tokens[-1]) == (vocabulary.bos, vocabulary.eos)
 
 
 def test_published_counts_and_ids() -> None:
     assert EMU3.size == 184_622
-    assert emu3.frame_tokens((1, 64, 64)) == 4161
-    assert emu3.frame_tokens((1, 90, 90)) == 8191
-    block = emu3.visual_block((1, 64, 64), np.zeros(4096, int), EMU3, TEXT_TOKENIZER)
+    assert len(raster.template((1, 64, 64), EMU3, Marks())) == 4161
+    assert len(raster.template((1, 90, 90), EMU3, Marks())) == 8191
+    block = tokens_of([Picture(grids=((1, 64, 64),), ids=np.zeros(4096, int))], Marks(), EMU3)[1:-1]
     assert len(block) == 4169
     assert block[0] == 151_852 and block[6] == 151_851 and block[7] == 151_854
     assert block[7 + 64] == 151_846 and block[-3:] == [151_846, 151_847, 151_853]
+    assert len(raster.template((1, 64, 64), EMU3, EMU3_5)) == 64 * 64 + 63
+    assert len(raster.template((1, 32, 32), EMU3, PLAIN)) == 1024
 
 
 def test_layout_by_hand() -> None:
-    v = Vocabulary.compact(256, 16)
-    tokens = emu3.build(Sample(text=[65], grid=(2, 1, 2), codes=np.arange(4), order="understanding"), v, TEXT_TOKENIZER)
+    v = SMALL
+    tokens = tokens_of([Picture(grids=((2, 1, 2),), ids=np.arange(4), fps=12.0, duration_s=0.5), [65]], Marks())
     o = v.visual_offset
     frames = [o, o + 1, v.eol, v.eof, o + 2, o + 3, v.eol, v.eof]
-    assert tokens == [v.bos, v.boi, *b"2*1*2", v.img, *frames, v.eoi, 65, v.eos]
+    assert tokens == [v.bos, v.boi, *b"2*1*2 12fps 0.5s", v.img, *frames, v.eoi, 65, v.eos]
+    between = tokens_of([Picture(grids=((1, 2, 1),), ids=np.arange(2))], EMU3_5)
+    assert between == [v.bos, v.boi, *b"2*1", v.img, o, v.eol, o + 1, v.eoi, v.eos]
 
 
 @settings(deadline=None)
-@given(GRIDS)
-def test_allowed_names_exactly_the_marks_of_the_layout(grid: tuple[int, int, int]) -> None:
-    codes = np.zeros(grid[0] * grid[1] * grid[2], int)
-    tokens = emu3.build(Sample(text=[], grid=grid, codes=codes, order="generation"), SMALL, TEXT_TOKENIZER)
-    start = tokens.index(SMALL.img)
+@given(GRIDS, st.sampled_from(ALL_MARKS))
+def test_allowed_names_exactly_the_marks_of_the_layout(grid: tuple[int, int, int], marks: Marks) -> None:
+    tokens = tokens_of([Picture(grids=(grid,), ids=np.zeros(grid[0] * grid[1] * grid[2], int))], marks)
+    start = tokens.index(SMALL.img if marks.size else SMALL.boi)
     for place in range(start + 1, len(tokens)):
-        mark = emu3.allowed(place - start, grid, SMALL)
+        mark = raster.allowed(place - start, grid, SMALL, marks)
         assert tokens[place] == (SMALL.visual_offset if mark is None else mark)
-    assert emu3.allowed(len(tokens) - start, grid, SMALL) == SMALL.pad
+    assert raster.allowed(len(tokens) - start, grid, SMALL, marks) == SMALL.pad
 
 
-@pytest.mark.parametrize("broken", ["code for a mark", "mark for a code", "short", "size", "no end"])
+@pytest.mark.parametrize("broken", ["code for a mark", "mark for a code", "short", "size"])
 def test_broken_layouts_are_refused(broken: str) -> None:
-    sample = Sample(text=[66], grid=(1, 2, 2), codes=np.arange(4), order="generation")
-    tokens = emu3.build(sample, SMALL, TEXT_TOKENIZER)
+    tokens = tokens_of([Picture(grids=((1, 2, 2),), ids=np.arange(4))], Marks())[1:-1]
     first = tokens.index(SMALL.img) + 1
     if broken == "code for a mark":
         tokens[first + 2] = SMALL.visual_offset
@@ -84,12 +96,10 @@ def test_broken_layouts_are_refused(broken: str) -> None:
         tokens[first] = SMALL.eol
     elif broken == "short":
         del tokens[first]
-    elif broken == "size":
-        tokens[first - 2] = ord("x")
     else:
-        tokens.remove(SMALL.eoi)
+        tokens[first - 2] = ord("x")
     with pytest.raises(ValueError):
-        emu3.parse(tokens, SMALL, TEXT_TOKENIZER)
+        raster.parse_block(tokens, SMALL, TEXT_TOKENIZER, Marks())
 
 
 def test_vocabulary_ranges_and_json() -> None:
@@ -99,21 +109,23 @@ def test_vocabulary_ranges_and_json() -> None:
     ]  # fmt: skip
 
 
-def test_generated_images_parse_whatever_the_logits_and_caching_changes_nothing() -> None:
+@pytest.mark.parametrize("marks", ALL_MARKS)
+def test_drawn_pictures_parse_whatever_the_logits_and_caching_changes_nothing(marks: Marks) -> None:
     shape = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
-    trunk = Trunk(TrunkConfig(shape=shape, vocabulary_size=SMALL.size)).initialise(0).double().eval()
+    form = format_of(marks)
+    model = AnyToAny(TrunkConfig(shape=shape, vocabulary_size=SMALL.size), Parts(), form).initialise(0).double().eval()
     grid, captions = (2, 3, 2), ["a", "a much longer one"]
-    prompts = [emu3.prompt(TEXT_TOKENIZER.encode(c), grid, SMALL, TEXT_TOKENIZER) for c in captions]
-    codes = generate_images(trunk, SMALL, prompts, grid, temperature=0.0)
-    for caption, prompt, ids in zip(captions, prompts, codes.numpy(), strict=True):
-        words = TEXT_TOKENIZER.encode(caption)
-        tokens = emu3.build(Sample(text=words, grid=grid, codes=ids, order="generation"), SMALL, TEXT_TOKENIZER)
-        assert emu3.parse(tokens, SMALL, TEXT_TOKENIZER).text == words
-        from models.attention import DocumentAttention
-
+    prompts = [prompt(TEXT_TOKENIZER.encode(c), grid, form, TEXT_TOKENIZER) for c in captions]
+    codes = draw_codes(model, prompts, grid, Sampling(temperature=0.0))
+    for caption, before, ids in zip(captions, prompts, codes.numpy(), strict=True):
+        tokens = tokens_of([TEXT_TOKENIZER.encode(caption), Picture(grids=(grid,), ids=ids)], marks)
+        assert tokens[: len(before)] == before
+        block = tokens[tokens.index(SMALL.boi) : -1]
+        assert raster.parse_block(block, SMALL, TEXT_TOKENIZER, marks, grid)[1].tolist() == ids.tolist()
         with torch.no_grad():
             T = len(tokens)
-            hidden = trunk(trunk.embedding(torch.tensor([tokens])), torch.arange(T)[None], DocumentAttention([T]))[0]
-        logits = (hidden @ trunk.head.weight.T)[:, SMALL.visual_offset :]
-        at = [p for p in range(len(prompt), T) if tokens[p] >= SMALL.visual_offset]
+            x = model.embed(torch.tensor([tokens]))
+            hidden = model.trunk(x, torch.arange(T)[None], DocumentAttention([T]))[0]
+        logits = model.code_logits(hidden)
+        at = [p for p in range(len(before), T) if tokens[p] >= SMALL.visual_offset]
         assert [int(logits[p - 1].argmax()) for p in at] == ids.tolist()

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from models.emu3_format import Sample
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from infra.types import UserError
 from models import emu3_format
-from models.emu3_format import Sample
 from models.flops import TrunkShape
 from models.quality import psnr, ssim
 from models.tokenizers.codes import unpacked
