@@ -35,13 +35,13 @@ def training_order(
 
     `places` are those of the samples (N, 16), `costs` those of the packs (P). Step s trains on places
     s * global_batch and following; the last step holds the rest, P mod global_batch packs, never padded or repeated.
-    Lone packs fill whole steps of their own as far as they can, from the costliest down, at the mean of their random
-    places (that may be far: reported apart); fewer than a step of them stay among the others.
+    Lone packs fill steps of their own, from the costliest down, at the mean of their random places (that may be far:
+    reported apart); what is left of them, less than a step, is topped up with the costliest packs nearby.
     """
     arrivals = _random_order(plan.packs, places, seed)
-    lanes = _lone_steps(arrivals, plan.lone, costs, global_batch)
     rank = np.empty(len(costs), np.int64)
     rank[arrivals] = np.arange(len(costs))
+    lanes = _lone_steps(arrivals, plan.lone, costs, global_batch, window)
     taken = np.zeros(len(costs), np.bool_)
     for step in lanes:
         taken[step] = True
@@ -52,7 +52,7 @@ def training_order(
     if steps:
         orders[np.concatenate([step[np.argsort(rank[step])] for step in steps])] = np.arange(len(costs))
     moved = np.abs(orders // global_batch - rank // global_batch)
-    return orders, _moves(moved, taken, len(steps))
+    return orders, _moves(moved, taken & plan.lone, len(steps))
 
 
 def _moves(moved: NDArray[np.int64], lane: NDArray[np.bool_], num_steps: int) -> dict[str, float]:
@@ -75,13 +75,26 @@ def _random_order(packs: Sequence[NDArray[np.int64]], places: NDArray[np.uint8],
 
 
 def _lone_steps(
-    arrivals: NDArray[np.int64], lone: NDArray[np.bool_], costs: NDArray[np.float64], global_batch: int
+    arrivals: NDArray[np.int64], lone: NDArray[np.bool_], costs: NDArray[np.float64], global_batch: int, window: int
 ) -> list[NDArray[np.int64]]:
-    """Whole steps of lone packs, costliest first."""
-    found = arrivals[lone[arrivals]]
-    found = found[np.argsort(-costs[found], kind="stable")]
+    """Steps of lone packs, costliest first; the cheapest, less than a step, with the costliest of the packs nearby.
+
+    One step of both kinds, rather than a few lone packs in many steps, each of which they would make wait.
+    """
+    alone = lone[arrivals]
+    found = arrivals[alone]
+    falling = np.argsort(-costs[found], kind="stable")
     whole = len(found) // global_batch * global_batch
-    return list(found[:whole].reshape(-1, global_batch))
+    lanes = list(found[falling[:whole]].reshape(-1, global_batch))
+    rest = falling[whole:]
+    if len(rest):
+        steps = np.arange(len(arrivals)) // global_batch
+        middle = int(steps[np.flatnonzero(alone)[rest]].mean())
+        near = arrivals[~alone & (np.abs(steps - middle) <= window // 2)]
+        if len(rest) + len(near) >= global_batch:
+            dearest = near[np.argsort(-costs[near], kind="stable")][: global_batch - len(rest)]
+            lanes.append(np.concatenate((found[rest], dearest)))
+    return lanes
 
 
 def _even_steps(costs: NDArray[np.float64], global_batch: int, window: int) -> list[NDArray[np.int64]]:
