@@ -35,6 +35,7 @@ from models.flops import TrunkShape
 from models.tokenizers.scales import NEXTFLOW
 from stages import packing_report
 from stages.packing import Budget, Plan, measures, plan, training_order
+from stages.packing_order import even_steps
 
 TRUNK = TrunkShape(layers=28, width=3584, heads=28, kv_heads=4, ffn=18944)
 VOCABULARY = 152_064 + 32_768
@@ -172,6 +173,8 @@ def compare(name: str, given: Corpus, window: int) -> None:
         times.append(_baseline(f"padding, batches of {batch}", padded, tokens, f"padding {share:.1%}"))
     fill = f"fill {tokens.sum() / (len(fixed) * room):.1%}"
     _baseline(f"fixed {room:,}, first fit", fixed, tokens, fill)
+    ordered = fixed[np.concatenate(even_steps(fixed, RANKS, window))]
+    _baseline("the same, our order of steps", ordered, tokens, fill)
     equal = Budget(flops=EQUAL_SHARE * float(fixed.mean()), max_tokens=room, group_one_in=GROUP_ONE_IN)
     costliest = replace(equal, flops=float(costs.max()))
     _ours("equal memory", given, equal, window, min(times))

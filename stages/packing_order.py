@@ -46,7 +46,7 @@ def training_order(
     for step in lanes:
         taken[step] = True
     common = arrivals[~taken[arrivals]]
-    steps = [common[step] for step in _even_steps(costs[common], global_batch, window)]
+    steps = [common[step] for step in even_steps(costs[common], global_batch, window)]
     steps = _merged(steps, lanes, rank, global_batch)
     orders = np.empty(len(costs), np.int64)
     if steps:
@@ -97,7 +97,7 @@ def _lone_steps(
     return lanes
 
 
-def _even_steps(costs: NDArray[np.float64], global_batch: int, window: int) -> list[NDArray[np.int64]]:
+def even_steps(costs: NDArray[np.float64], global_batch: int, window: int) -> list[NDArray[np.int64]]:
     """Cut packs with these costs, in order of arrival, into steps."""
     steps: list[NDArray[np.int64]] = []
     half = window // 2

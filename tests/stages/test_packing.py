@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks import packing as benchmark
 from infra.types import UserError
 from models.flops import TrunkShape
-from stages import packing_report
+from stages import packing_plan, packing_report
 from stages.packing import Budget, measures, plan, training_order
 
 SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
@@ -91,6 +91,22 @@ def test_packs_of_a_group_cost_the_same_and_none_is_a_remainder():
     loads = found.sums(costs)
     assert found.groups.tolist() == [0] * len(found.packs) and not found.lone.any()
     assert loads.max() / loads.min() < 1.002 and loads.mean() > 0.99 * 6.1e6
+
+
+@pytest.mark.parametrize("share", [0.51, 0.34, 0.31])
+def test_samples_of_an_awkward_size_take_few_tries(share, monkeypatch):
+    tries = []
+    one_try = packing_plan._longest_first
+    monkeypatch.setattr(packing_plan, "_longest_first", lambda *given: tries.append(given[2]) or one_try(*given))
+    num = 3000
+    found = plan(
+        places_of(range(num)),
+        np.full(num, 1.0),
+        np.full(num, int(1000 * share)),
+        Budget(flops=1e9, max_tokens=1000, group_one_in=10**9),
+    )
+    least = -(-num // int(1 / share))
+    assert least <= len(found.packs) <= 1.01 * least and len(tries) <= 16
 
 
 def test_no_samples_no_packs_and_a_budget_of_nothing_is_refused():
