@@ -44,7 +44,7 @@ LONGEST = 32_768
 GROUP_ONE_IN = 8192
 EQUAL_SHARE = 0.96
 """Budget under equal memory, over the mean cost of a fixed-length pack: at 1.0 packs of short samples, full by tokens,
-stay below it and differ in cost (imbalance 1.004 to 1.011 instead of 1.003 to 1.007)."""
+stay below it and differ in cost (up to 1.006 instead of 1.003)."""
 STEP = 256
 """Tokens: how finely the smallest cap is searched."""
 TARGET = 1.01
