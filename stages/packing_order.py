@@ -33,20 +33,20 @@ def training_order(
 
     `places` are those of the samples (N, 16), `costs` those of the packs (P). Step s trains on places
     s * global_batch and following; the last step holds the rest, P mod global_batch packs, never padded or repeated.
-    A pack is moved by less than `window` steps, one or two more where steps of lone packs push it along.
-    Lone packs fill steps of their own, from the costliest down, at the mean of their random places (that may be far:
-    reported apart); what is left of them, less than a step, is topped up with the costliest packs nearby.
+    A pack is moved by less than `window` steps, a few more where steps of lone packs push it along. Lone packs fill
+    steps of their own, by cost within `window` of these steps; the rarer lone packs are, the farther that moves them
+    (reported apart). What is left of them, less than a step, is topped up with the costliest packs nearby.
     """
     arrivals = _random_order(plan.packs, places, seed)
     rank = np.empty(len(costs), np.int64)
     rank[arrivals] = np.arange(len(costs))
     lanes = _lone_steps(arrivals, plan.lone, costs, global_batch, window)
     taken = np.zeros(len(costs), np.bool_)
-    for step in lanes:
+    for _, step in lanes:
         taken[step] = True
     common = arrivals[~taken[arrivals]]
     steps = [common[step] for step in even_steps(costs[common], global_batch, window)]
-    steps = _merged(steps, lanes, rank, global_batch)
+    steps = _merged(steps, lanes, global_batch)
     orders = np.empty(len(costs), np.int64)
     if steps:
         orders[np.concatenate([step[np.argsort(rank[step])] for step in steps])] = np.arange(len(costs))
@@ -75,24 +75,24 @@ def _random_order(packs: Sequence[NDArray[np.int64]], places: NDArray[np.uint8],
 
 def _lone_steps(
     arrivals: NDArray[np.int64], lone: NDArray[np.bool_], costs: NDArray[np.float64], global_batch: int, window: int
-) -> list[NDArray[np.int64]]:
-    """Steps of lone packs, costliest first; the cheapest, less than a step, with the costliest of the packs nearby.
+) -> list[tuple[int, NDArray[np.int64]]]:
+    """Steps of lone packs, and the step of training each becomes; the last is topped up with the costliest nearby.
 
-    One step of both kinds, rather than a few lone packs in many steps, each of which they would make wait.
+    One step of both kinds, rather than a few lone packs in many steps, each of which they would make wait. The k-th
+    stands where the k-th `global_batch` of lone packs arrived, so that they are spread over training as lone packs are.
     """
-    alone = lone[arrivals]
-    found = arrivals[alone]
-    falling = np.argsort(-costs[found], kind="stable")
-    whole = len(found) // global_batch * global_batch
-    lanes = list(found[falling[:whole]].reshape(-1, global_batch))
-    rest = falling[whole:]
-    if len(rest):
-        steps = np.arange(len(arrivals)) // global_batch
-        middle = int(steps[np.flatnonzero(alone)[rest]].mean())
-        near = arrivals[~alone & (np.abs(steps - middle) <= window // 2)]
-        if len(rest) + len(near) >= global_batch:
-            dearest = near[np.argsort(-costs[near], kind="stable")][: global_batch - len(rest)]
-            lanes.append(np.concatenate((found[rest], dearest)))
+    arrived = np.flatnonzero(lone[arrivals])
+    found = arrivals[arrived]
+    lanes: list[tuple[int, NDArray[np.int64]]] = []
+    for k, step in enumerate(even_steps(costs[found], global_batch, window)):
+        place = int(arrived[k * global_batch : (k + 1) * global_batch].mean()) // global_batch
+        missing = global_batch - len(step)
+        from_, to = (max(0, place + side * (window // 2)) * global_batch for side in (-1, 1))
+        near = arrivals[from_ : to + global_batch]
+        near = near[~lone[near]]
+        if missing <= len(near):
+            dearest = near[np.argsort(-costs[near], kind="stable")][:missing]
+            lanes.append((place, np.concatenate((found[step], dearest))))
     return lanes
 
 
@@ -114,11 +114,15 @@ def even_steps(costs: NDArray[np.float64], global_batch: int, window: int) -> li
 
 
 def _merged(
-    steps: list[NDArray[np.int64]], lanes: list[NDArray[np.int64]], rank: NDArray[np.int64], global_batch: int
+    steps: list[NDArray[np.int64]], lanes: list[tuple[int, NDArray[np.int64]]], global_batch: int
 ) -> list[NDArray[np.int64]]:
-    """Steps of lone packs put among the others where the mean of their random places is; a short step stays last."""
-    merged = [step for step in steps if len(step) == global_batch]
+    """All steps in order, those of lone packs at their places; a short step stays last."""
+    whole = [step for step in steps if len(step) == global_batch]
     short = [step for step in steps if len(step) < global_batch]
-    for lane in sorted(lanes, key=lambda lane: float(rank[lane].mean())):
-        merged.insert(int(rank[lane].mean()) // global_batch, lane)
-    return merged + short
+    merged: list[NDArray[np.int64]] = []
+    used = 0
+    for place, lane in lanes:
+        until = max(used, place - (len(merged) - used))
+        merged += [*whole[used:until], lane]
+        used = min(until, len(whole))
+    return merged + whole[used:] + short

@@ -151,6 +151,10 @@ def test_steps_are_even_for_any_world_size_and_lone_packs_share_steps():
     assert found.lone.sum() > 16 and (lone_of_step == 16).sum() == found.lone.sum() // 16
     # What is left of the lone packs is in one step, not scattered.
     assert (lone_of_step > 0).sum() == -(-found.lone.sum() // 16) and report["lone_steps_packs"] == found.lone.sum()
+    # Steps of lone packs are spread over training as lone packs are, and do not push the others far.
+    lanes = np.flatnonzero(lone_of_step)
+    assert np.diff(lanes, prepend=-1, append=len(whole)).max() < 4 * len(whole) / len(lanes)
+    assert report["moved_steps_max"] <= 16 + 2 and report["lone_moved_steps_max"] < 20 * len(whole) / len(lanes)
     # What is random stays random: whole steps do not go from cheap to dear.
     steps = loads[whole].mean(1)
     assert abs(np.corrcoef(steps, np.arange(len(steps)))[0, 1]) < 0.3
