@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from infra.types import UserError
 
-_RETRY_ONE_IN = 128
-"""A group that does not fit gets this share of packs more, at least one: few tries, little fill lost."""
+_FINE_ONE_IN = 128
+"""How nearly the number of packs of a group is the smallest: to this share of it, or to one pack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,13 @@ def _spread(costs: NDArray[np.float64], tokens: NDArray[np.int64], budget: Budge
     falling = np.lexsort((-tokens, -costs))
     sorted_costs, sorted_tokens = costs[falling].tolist(), tokens[falling].tolist()
     num = max(1, int(np.ceil(costs.sum() / budget.flops)), -(-int(tokens.sum()) // budget.max_tokens))
+    low, step = num - 1, max(1, num // _FINE_ONE_IN)
     while (found := _longest_first(sorted_costs, sorted_tokens, num, budget)) is None:
-        num += max(1, num // _RETRY_ONE_IN)
+        low, num, step = num, num + step, 2 * step
+    while num - low > max(1, num // _FINE_ONE_IN):
+        middle = (low + num) // 2
+        tried = _longest_first(sorted_costs, sorted_tokens, middle, budget)
+        low, num, found = (middle, num, found) if tried is None else (low, middle, tried)
     homes[falling] = found
     return homes, num
 

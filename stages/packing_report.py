@@ -42,13 +42,13 @@ def measures(
         return {"num_packs": 0.0, "num_samples": 0.0, "num_tokens": 0.0, "dropped": 0.0, "padding_fraction": 0.0}
     pack_costs = np.empty(len(plan.packs))
     pack_costs[orders] = plan.sums(costs)
-    ours = _steps(pack_costs, global_batch)
+    ours = steps(pack_costs, global_batch)
     rows = np.concatenate(plan.packs)
     arrivals = by_place(places)
     padded_costs, padding = padded(costs[arrivals], tokens[arrivals], trunk, padding_batch)
-    pad = _steps(padded_costs, global_batch)
+    pad = steps(padded_costs, global_batch)
     room = max(int(tokens.max()), fixed_tokens or budget.max_tokens)
-    fixed = _steps(fixed_length(costs[arrivals], tokens[arrivals], room), global_batch)
+    fixed = steps(fixed_length(costs[arrivals], tokens[arrivals], room), global_batch)
     pack_tokens = plan.sums(tokens)
     return {
         "num_packs": len(plan.packs),
@@ -112,7 +112,7 @@ def fixed_length(costs: NDArray[np.float64], tokens: NDArray[np.int64], room: in
     return np.array(closed + [pack[1] for pack in opened])
 
 
-def _steps(costs: NDArray[np.float64], global_batch: int) -> dict[str, float]:
+def steps(costs: NDArray[np.float64], global_batch: int) -> dict[str, float]:
     """Evenness of packs in order of training: `time` is what their ranks spend, idle time included, in FLOPs."""
     starts = np.arange(0, len(costs), global_batch)
     sizes = np.diff(starts, append=len(costs))
@@ -127,8 +127,8 @@ def _steps(costs: NDArray[np.float64], global_batch: int) -> dict[str, float]:
     }
 
 
-def _named(prefix: str, steps: dict[str, float]) -> dict[str, float]:
-    return {prefix + name: value for name, value in steps.items() if name != "time"}
+def _named(prefix: str, found: dict[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in found.items() if name != "time"}
 
 
 def _carried(plan: Plan, arrivals: NDArray[np.int64]) -> dict[str, float]:
