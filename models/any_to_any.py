@@ -114,7 +114,8 @@ class AnyToAny(nn.Module):
         """(S, D): codes of the coarser grid, blended, with the scale's vectors."""
         x = (self.embed(blend_S4) * shares_S4[..., None]).sum(-2)
         if self.parts.scale_embeddings:
-            x = x + self.scale_embedding(scales_S2[..., 0]) + self.count(sinusoids(scales_S2[..., 1], x.shape[-1]))
+            number = sinusoids(scales_S2[..., 1], x.shape[-1]).to(x.dtype)
+            x = x + self.scale_embedding(scales_S2[..., 0]) + self.count(number)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

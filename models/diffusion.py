@@ -51,7 +51,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, step_P: Tensor) -> Tensor:
         """(P) to (P, D)."""
-        return self.mlp(sinusoids(step_P, self.width))
+        return self.mlp(sinusoids(step_P, self.width).to(self.mlp[0].weight.dtype))
 
 
 class LinearPatches(nn.Module):
@@ -92,9 +92,9 @@ class UnetPatches(nn.Module):
         channels, inner = size // PATCH**2, max(16, width // 4)
         self.first = nn.Conv2d(channels, inner, 3, padding=1)
         self.down = _Residual(inner, width)
-        self.halve = nn.Conv2d(inner, width, PATCH, stride=PATCH)
+        self.shrink = nn.Conv2d(inner, width, PATCH, stride=PATCH)
         self.norm = nn.RMSNorm(width)
-        self.double = nn.Conv2d(width, inner, 3, padding=1)
+        self.widen = nn.Conv2d(width, inner, 3, padding=1)
         self.join = nn.Conv2d(2 * inner, inner, 1)
         self.up = _Residual(inner, width)
         self.last = nn.Conv2d(inner, channels, 3, padding=1)
@@ -106,7 +106,7 @@ class UnetPatches(nn.Module):
             small = pixel_shuffle(x_thwC.permute(0, 3, 1, 2), PATCH)
             times = time_D.expand(len(small), -1)
             kept.append(self.down(self.first(small), times))
-            entered.append(self.halve(kept[-1]).permute(0, 2, 3, 1).flatten(0, 2))
+            entered.append(self.shrink(kept[-1]).permute(0, 2, 3, 1).flatten(0, 2))
         return torch.cat(entered) + time_PD, kept
 
     def leave(self, hidden_PD: Tensor, time_PD: Tensor, grids: Sequence[Grid], kept: list[Tensor]) -> Tensor:
@@ -115,7 +115,7 @@ class UnetPatches(nn.Module):
         for x_thwD, time_D, skip in zip(
             _pictures(self.norm(hidden_PD), grids), _first(time_PD, grids), kept, strict=True
         ):
-            wide = self.double(interpolate(x_thwD.permute(0, 3, 1, 2), scale_factor=PATCH, mode="nearest"))
+            wide = self.widen(interpolate(x_thwD.permute(0, 3, 1, 2), scale_factor=PATCH, mode="nearest"))
             y = self.up(self.join(torch.cat((wide, skip), 1)), time_D.expand(len(wide), -1))
             left.append(pixel_unshuffle(self.last(y), PATCH).permute(0, 2, 3, 1).flatten(0, 2))
         return torch.cat(left)
