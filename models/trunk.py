@@ -8,6 +8,7 @@ It knows no recipe: what stands at a place comes in as vectors, what it may see 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from models.vocabulary import Vocabulary
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _INIT_STD = 0.02
+_HEAD_NORM_EPS = 1e-5
+"""Chameleon's, whatever the eps of its RMSNorms (transformers, ChameleonLayerNorm)."""
 
 QkNorm = Literal["none", "rms", "layer"]
 """Of every query and key head before the rotation: RMSNorm shared by all heads (Qwen3), or LayerNorm with weights of
@@ -74,15 +77,14 @@ class TrunkConfig:
 class HeadNorm(nn.Module):
     """LayerNorm over each head's E numbers, with gain and shift of its own for every head."""
 
-    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(heads, 1, head_dim))
         self.bias = nn.Parameter(torch.zeros(heads, 1, head_dim))
-        self.eps = eps
 
     def forward(self, x_BHTE: Tensor) -> Tensor:
         """(B, H, T, E) to (B, H, T, E)."""
-        return layer_norm(x_BHTE, x_BHTE.shape[-1:], eps=self.eps) * self.weight + self.bias
+        return layer_norm(x_BHTE, x_BHTE.shape[-1:], eps=_HEAD_NORM_EPS) * self.weight + self.bias
 
 
 class Attention(nn.Module):
@@ -111,7 +113,7 @@ class Attention(nn.Module):
 
 def _head_norm(config: TrunkConfig, heads: int) -> nn.Module:
     if config.qk_norm == "layer":
-        return HeadNorm(heads, config.shape.head_dim, config.norm_eps)
+        return HeadNorm(heads, config.shape.head_dim)
     return nn.RMSNorm(config.shape.head_dim, config.norm_eps) if config.qk_norm == "rms" else nn.Identity()
 
 
@@ -196,9 +198,20 @@ def write_config(folder: Path, config: TrunkConfig, vocabulary: Vocabulary, step
     (folder / CONFIG_FILE).write_text(json.dumps(data, indent=1, sort_keys=True))
 
 
+def without_copies(trunk: Trunk) -> dict[str, Tensor]:
+    """The state without the head where it is the embedding's matrix: safetensors holds no memory twice."""
+    state = trunk.state_dict()
+    return {name: tensor for name, tensor in state.items() if not (trunk.config.tied and name == "head.weight")}
+
+
+def complete(state: Mapping[str, Tensor], config: TrunkConfig) -> dict[str, Tensor]:
+    """The inverse of `without_copies`, for `load_state_dict`."""
+    return {**state, "head.weight": state["embedding.weight"]} if config.tied else {**state}
+
+
 def load_trunk(folder: Path) -> tuple[Trunk, Vocabulary, int]:
     """The decoder of a checkpoint folder, in evaluation mode, its vocabulary and its step."""
     data = json.loads((folder / CONFIG_FILE).read_text())
     trunk = Trunk(TrunkConfig.from_json(data["trunk"]))
-    trunk.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    trunk.load_state_dict(complete(load_file(folder / WEIGHTS_FILE), trunk.config))
     return trunk.eval(), Vocabulary(**data["vocabulary"]), data["step"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.attention import DocumentAttention
 from models.objectives import linear_cross_entropy
 from models.positions import document_positions
-from models.trunk import WEIGHTS_FILE, Trunk, TrunkConfig, write_config
+from models.trunk import WEIGHTS_FILE, Trunk, TrunkConfig, complete, without_copies, write_config
 from models.vocabulary import Vocabulary
 from stages.train.loader import Loader, Ragged, sums_by_modality
 from stages.workers import StopWish
@@ -72,7 +72,7 @@ def train_worker(config: dict[str, Any]) -> None:
     moments, step, tokens_seen = None, 0, 0
     if last is not None:
         with checkpoints.fetch(last) as folder:
-            trunk.load_state_dict(load_file(folder / WEIGHTS_FILE))
+            trunk.load_state_dict(complete(load_file(folder / WEIGHTS_FILE), trunk.config))
             moments = load_file(folder / MOMENTS_FILE)
         step, tokens_seen = last.step, int(last.facts["tokens_seen"])
     optimizer = torch.optim.AdamW(parameter_groups(trunk, stage), lr=stage.learning_rate, betas=_BETAS, eps=_EPS)
@@ -134,8 +134,8 @@ def parameter_groups(trunk: Trunk, stage: Model) -> list[dict[str, Any]]:
     """Matrices with weight decay, norms without."""
     parameters = list(trunk.parameters())
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": stage.weight_decay},
+        {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},  # a norm of each head has 3
     ]
 
 
@@ -238,7 +238,7 @@ def publish(
     """Weights, configuration and moments into a folder, and the folder into the bucket."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in without_copies(trunk).items()}
         save_file(weights, folder / WEIGHTS_FILE)
         save_file(moments, folder / MOMENTS_FILE)
         write_config(folder, trunk.config, vocabulary, step)
