@@ -102,8 +102,11 @@ def initial(trunk: Trunk, place: str, text_size: int) -> None:
 
 
 def must_agree(own: TrunkConfig, given: TrunkConfig, place: str) -> None:
-    """Refuse published weights whose blocks compute something else; embedding and head may differ."""
-    for name in ("shape", "rope_base", "rope_sections", "qk_norm", "norm", "qkv_bias", "norm_eps"):
+    """Refuse published weights whose blocks compute something else; embedding, head and rope_sections may differ.
+
+    Where all axes of a place agree, as for text, several are one (models/positions.py).
+    """
+    for name in ("shape", "rope_base", "qk_norm", "norm", "qkv_bias", "norm_eps"):
         one, other = getattr(own, name), getattr(given, name)
         if one != other:
             raise ValueError(f"{place} has {name}={other} and this trunk {name}={one}: set the trunk's as there")

@@ -147,6 +147,19 @@ def test_several_files_with_an_index(tmp_path: Path) -> None:
         from_hf(str(tmp_path))
 
 
+@torch.no_grad()
+def test_a_head_of_its_own_beside_a_config_that_says_tied_is_kept(tmp_path: Path) -> None:
+    """As transformers does. The same matrix twice is one."""
+    theirs("qwen2 tied", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    for head, tied in ((embedding.clone(), True), (embedding.flip(0).clone(), False)):
+        save_file(weights | {"lm_head.weight": head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        trunk, model = from_hf(str(tmp_path)), transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert trunk.config.tied == tied
+        torch.testing.assert_close(ours(trunk)[1], model.eval()(TOKENS).logits, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "changed", "said"),
     [
@@ -215,7 +228,7 @@ def test_a_larger_vocabulary_starts_from_published_weights(tmp_path: Path) -> No
     theirs("qwen2 tied", tmp_path)
     published = from_hf(str(tmp_path))
     for tied in (False, True):
-        config = replace(published.config, vocabulary_size=60, tied=tied)
+        config = replace(published.config, vocabulary_size=60, tied=tied, rope_sections=(2, 1, 1))
         trunk, before = Trunk(config).initialise(1), Trunk(config).initialise(1).state_dict()
         initial(trunk, str(tmp_path), 30)
         for name, tensor in trunk.state_dict().items():
@@ -227,3 +240,5 @@ def test_a_larger_vocabulary_starts_from_published_weights(tmp_path: Path) -> No
     other = replace(published.config, shape=replace(SHAPE, layers=3))
     with pytest.raises(ValueError, match=r"layers=2.*layers=3"):
         initial(Trunk(other), str(tmp_path), 30)
+    with pytest.raises(ValueError, match=r"norm_eps=1e-06 and this trunk norm_eps=0\.5"):
+        initial(Trunk(replace(published.config, norm_eps=0.5)), str(tmp_path), 30)
