@@ -20,6 +20,8 @@ from models.positions import rope_table, rotate
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _INIT_STD = 0.02
+_HEAD_NORM_EPS = 1e-5
+"""Chameleon's, whatever the eps of its RMSNorms (transformers, ChameleonLayerNorm)."""
 
 QkNorm = Literal["none", "rms", "layer"]
 """Of every query and key head before the rotation: RMSNorm shared by all heads (Qwen3), or LayerNorm with weights of
@@ -70,15 +72,14 @@ class TrunkConfig:
 class HeadNorm(nn.Module):
     """LayerNorm over each head's E numbers, with gain and shift of its own for every head."""
 
-    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(heads, 1, head_dim))
         self.bias = nn.Parameter(torch.zeros(heads, 1, head_dim))
-        self.eps = eps
 
     def forward(self, x_BHTE: Tensor) -> Tensor:
         """(B, H, T, E) to (B, H, T, E)."""
-        return layer_norm(x_BHTE, x_BHTE.shape[-1:], eps=self.eps) * self.weight + self.bias
+        return layer_norm(x_BHTE, x_BHTE.shape[-1:], eps=_HEAD_NORM_EPS) * self.weight + self.bias
 
 
 class Attention(nn.Module):
@@ -107,7 +108,7 @@ class Attention(nn.Module):
 
 def _head_norm(config: TrunkConfig, heads: int) -> nn.Module:
     if config.qk_norm == "layer":
-        return HeadNorm(heads, config.shape.head_dim, config.norm_eps)
+        return HeadNorm(heads, config.shape.head_dim)
     return nn.RMSNorm(config.shape.head_dim, config.norm_eps) if config.qk_norm == "rms" else nn.Identity()
 
 

@@ -92,6 +92,14 @@ def test_a_checkpoint_is_traced_to_raw_files_and_a_raw_file_to_checkpoints(made)
     assert "checkpoint" in kinds and "clips: " in labels and "packs: " in labels
 
 
+def test_the_checkpoint_is_exported_with_its_text_tokenizer(made, tmp_path):
+    folder, where, run, _ = made
+    note = answer(plait("export", run["checkpoint"], str(tmp_path / "out"), *where, "--json", cwd=folder))
+    assert run["checkpoint"].endswith(note["manifest"]) and note["step"] == 6 and note["layout"] == "qwen3"
+    files = {"config.json", "model.safetensors", "plait.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == files
+
+
 def test_mlflow_alone_shows_the_chain_from_videos_to_the_model(made):
     from mlflow import MlflowClient
 

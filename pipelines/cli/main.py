@@ -13,6 +13,7 @@ import typer
 
 from infra.types import PlaitError, UserError
 from pipelines.ask import DEFAULT_LAG
+from pipelines.cli import export as out
 from pipelines.cli import going, look, work
 
 app = typer.Typer(
@@ -154,6 +155,19 @@ def diff(
 ) -> None:
     """What differs between two runs, versions or checkpoints: settings, code, rows, metrics."""
     look.diff(a, b, overrides or [], json)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="model, or a checkpoint's name.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+    overrides: Overrides = None,
+    kind: Annotated[str, typer.Option("--format", help="hf: config.json and model.safetensors.")] = "hf",
+    layout: Annotated[str | None, typer.Option(help="Where several fit: emu3 for Llama's.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a checkpoint as transformers reads it, with a note of what it came from."""
+    out.export(target, folder, overrides or [], kind, layout, json)
 
 
 @app.command()

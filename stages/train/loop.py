@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.any_to_any import AnyToAny, load_weights, save_model
+from models.hf_layout import initial
 from models.layout import Format
 from models.positions import sections
 from models.trunk import TrunkConfig
@@ -117,17 +118,21 @@ def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyT
         norm=stage.norm,
         qkv_bias=stage.qkv_bias,
         dropout=stage.dropout,
+        norm_eps=stage.norm_eps,
     )
     size = 0 if code_vectors is None else code_vectors.shape[1]
-    return AnyToAny(config, stage.parts, form, size).initialise(stage.seed, code_vectors)
+    model = AnyToAny(config, stage.parts, form, size).initialise(stage.seed, code_vectors)
+    if stage.init:
+        initial(model.trunk, stage.init, form.vocabulary.text_size)
+    return model
 
 
 def parameter_groups(model: AnyToAny, stage: Model) -> list[dict[str, Any]]:
-    """Matrices with weight decay, norms without."""
-    parameters = list(model.parameters())
+    """Matrices and convolutions with weight decay; norms (those of each head have 3 dimensions) and biases without."""
+    decayed = {name: p.ndim >= 2 and "norm" not in name for name, p in model.named_parameters()}
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in model.named_parameters() if decayed[name] is yes], "weight_decay": weight}
+        for yes, weight in ((True, stage.weight_decay), (False, 0.0))
     ]
 
 

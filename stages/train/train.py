@@ -74,6 +74,11 @@ class Model(JobStage):
     """Normalise queries and keys: rms as Qwen3, layer as Chameleon."""
     norm: Literal["before", "after"] = "before"
     """Normalise what goes into attention and feed-forward, or what comes out (Chameleon 34B)."""
+    norm_eps: float = 1e-5
+    """Of every RMSNorm (Qwen2 and Qwen3: 1e-6)."""
+    init: str | None = None
+    """A published decoder to begin with, a folder or an id of the hub, of the same sizes and settings (Llama, Qwen2,
+    Qwen3, Emu3, Chameleon): its blocks, and its rows of the texts' ids; the text tokenizer must be its own."""
     qkv_bias: bool = False
     """Biases of queries, keys and values (Qwen2)."""
     rope_base: float = 10_000.0

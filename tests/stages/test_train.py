@@ -20,7 +20,7 @@ from models.vocabulary import TEXT, VISION, Vocabulary
 from stages.pack import Packs
 from stages.train.loader import Loader, permuted, ragged, sums_by_modality
 from stages.train.train import Model
-from tests.stages.fake_job import FakeJob, FakeReader, table_of
+from tests.stages.fake_job import FakeCheckpoints, FakeJob, FakeReader, table_of
 from tests.stages.test_pack import tables
 
 SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
@@ -167,3 +167,23 @@ def test_training_stops_between_two_steps_when_it_is_asked_to_and_keeps_its_chec
     assert not [t for t in threading.enumerate() if t.name == "ray-train"], "its workers went on"
     last = job.checkpoints.latest()
     assert last is not None and last.step >= 4 and job.progressed[-1] == (last.step, 100_000, "stopped")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_published_trunk_is_loaded_as_it_was(tied: bool, tmp_path: Path) -> None:
+    """Also where embedding and head are one matrix, which safetensors holds once."""
+    import torch
+
+    from models.trunk import Trunk, TrunkConfig, load_trunk
+    from stages.train.loop import parameter_groups, publish
+
+    vocabulary = Vocabulary.compact(20, 12)
+    config = TrunkConfig(shape=SHAPE, vocabulary_size=vocabulary.size, tied=tied, qk_norm="layer", norm="after")
+    trunk = Trunk(config).initialise(1)
+    publish(FakeCheckpoints(tmp_path), 3, {"x": torch.zeros(1)}, trunk, vocabulary, {})
+    again, *rest = load_trunk(tmp_path / "step-000003")
+    assert again.config == config and rest == [vocabulary, 3]
+    assert (again.head.weight is again.embedding.weight) == tied
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in trunk.state_dict().items())
+    decayed = {id(p) for p in parameter_groups(trunk, STAGE)[0]["params"]}
+    assert {name for name, p in trunk.named_parameters() if id(p) in decayed and "norm" in name} == set()
