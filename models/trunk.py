@@ -7,6 +7,7 @@ It knows no recipe: what stands at a place comes in as vectors, what it may see 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -185,3 +186,14 @@ class Trunk(nn.Module):
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, rope, attend, layer)
         return self.norm(x_BTD)
+
+
+def without_copies(trunk: Trunk) -> dict[str, Tensor]:
+    """The state without the head where it is the embedding's matrix: safetensors holds no memory twice."""
+    state = trunk.state_dict()
+    return {name: tensor for name, tensor in state.items() if not (trunk.config.tied and name == "head.weight")}
+
+
+def complete(state: Mapping[str, Tensor], config: TrunkConfig) -> dict[str, Tensor]:
+    """The inverse of `without_copies`, for `load_state_dict`."""
+    return {**state, "head.weight": state["embedding.weight"]} if config.tied else {**state}

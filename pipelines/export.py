@@ -81,7 +81,11 @@ def _write(checkpoint: Path, folder: Path, manifest: str, layout: str | None) ->
         to_hf(trunk, folder, name=layout, ids=ids)
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
-    return {"layout": layout_of(trunk.config, layout), "vocabulary": data["format"]["vocabulary"], "format": data["format"]}
+    return {
+        "layout": layout_of(trunk.config, layout),
+        "vocabulary": data["format"]["vocabulary"],
+        "format": data["format"],
+    }
 
 
 def _text_tokenizer(standing: Standing, done: Mapping[str, Any], digest: str, folder: Path) -> str | None:

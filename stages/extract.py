@@ -86,8 +86,8 @@ class Indices(RowStage):
     more_sizes: tuple[int, ...] = ()
     """Further sizes at which every clip is encoded, for phases of training (NextFlow: 256, 512, 1024)."""
     features: str | None = None
-    """What an understanding encoder makes of the same frames, a vector for each code's place (Janus): SigLIP or SigLIP2,
-    a folder or an id of the hub; `classical`: mean colours and gradients; unset: nothing."""
+    """What an understanding encoder makes of the same frames, a vector for each code's place (Janus): SigLIP or
+    SigLIP2, a folder or an id of the hub; `classical`: mean colours and gradients; unset: nothing."""
     fit: Literal["square", "area"] = "square"
     """square: the centre of the picture. area: all of it, in its own shape."""
     frames_per_clip: int = 4

@@ -103,8 +103,9 @@ class Packs(JobStage):
     own_lane: bool = False
     """Samples above the budget get packs of their own, together in steps of their own; else they are an error."""
     mixture: Mapping[str, float] = field(default_factory=lambda: {"generation": 0.7, "understanding": 0.3})
-    """Shares of samples that are drawn from their caption, read into it, or plain text. Samples of a task that is short
-    are seen more than once, none less than once; without `text`, every text once. A share of 0 leaves texts out."""
+    """Shares of samples that are drawn from their caption, read into it, or plain text. Pairs are divided by hash;
+    pairs or texts are seen more than once where they are short, none less than once. Without `text`, every text is seen
+    once; a share of 0 leaves texts out."""
     sources: Mapping[str, float] = field(default_factory=dict)
     """How often samples of files are seen, by the beginning of their name; 1 where none fits."""
     caption_drop: float = 0.0

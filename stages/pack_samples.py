@@ -93,13 +93,13 @@ class Corpus:
         found = {name: Samples() for name in self.stage.all_phases()}
         pairs = list(self._pairs())
         texts = list(self._texts())
-        repeats = self._repeats(pairs, texts)
+        of_pairs, of_texts = self._repeats(len(pairs), sum(len(pieces) for *_, pieces in texts))
         for caption, seen, task, number_words in pairs:
             place = digest(caption[1], seen.key)
-            wanted = repeats[task] * self._times(caption[2])
+            wanted = of_pairs * self._times(caption[2])
             self._add_pair(found, (caption, seen, task, number_words), place, wanted)
         for row, key, label, pieces in texts:
-            wanted = repeats["text"] * self._times(label)
+            wanted = of_texts * self._times(label)
             for part, length in enumerate(pieces):
                 place = digest(key, *([part.to_bytes(4, "big")] if part else []))
                 for again in _repeated(place, wanted):
@@ -136,19 +136,18 @@ class Corpus:
         fits = [prefix for prefix in self.stage.sources if label.startswith(prefix)]
         return self.stage.sources[max(fits, key=len)] if fits else 1.0
 
-    def _repeats(self, pairs: Sequence[Any], texts: Sequence[Any]) -> dict[str, float]:
-        """How often each task's samples are seen, at least once, so that the mixture's shares hold.
+    def _repeats(self, pairs: int, texts: int) -> tuple[float, float]:
+        """How often pairs and pieces of texts are seen, each at least once, so that the mixture's shares hold.
 
-        Rounded to sixteenths: a few new samples must not move what all others get.
+        Rounded to sixteenths: a few new samples must not move what all others get. (Pairs are divided between their
+        two tasks by hash, so those shares hold by themselves.)
         """
-        counts = {task: sum(pair[2] == task for pair in pairs) for task in TASKS}
-        counts["text"] = sum(len(pieces) for *_, pieces in texts)
-        shares = {task: share for task, share in self.stage.mixture.items() if share and counts[task]}
-        if "text" not in self.stage.mixture:
-            shares.pop("text", None)
-        least = min((share / counts[task] for task, share in shares.items()), default=1.0)
-        found = {task: round(16 * share / counts[task] / least) / 16 for task, share in shares.items()}
-        return {"generation": 1.0, "understanding": 1.0, "text": 1.0} | found
+        mixture = self.stage.mixture
+        drawn, read, text = (mixture.get(task, 0.0) for task in TASKS)
+        if not text or not pairs or not texts:
+            return 1.0, 1.0
+        one, other = (drawn + read) / pairs, text / texts
+        return round(16 * one / min(one, other)) / 16, round(16 * other / min(one, other)) / 16
 
     def _pairs(self) -> Iterator[tuple[tuple[int, bytes, str], _Seen, Task, int]]:
         """Captions joined with the indices of their clip: (row, key, label), what was seen, task, words."""

@@ -1,4 +1,4 @@
-"""One model for all recipes: packed is unpacked, nothing leaks, the loss belongs to the samples alone, and the FLOPs."""
+"""One model for all recipes: packed is unpacked, nothing leaks, the loss belongs to the samples alone, FLOPs."""
 
 from __future__ import annotations
 

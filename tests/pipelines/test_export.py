@@ -17,10 +17,13 @@ from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger
 from infra.store import Store
 from infra.types import Checkpoint, UserError
+from models.any_to_any import AnyToAny, load_model
 from models.attention import DenseAttention, may_see
 from models.flops import TrunkShape
+from models.layout import Format, Layout
+from models.recipe import Parts
 from models.tokenizers.text import TOKENIZER_FILE, load_text_tokenizer, train_bpe
-from models.trunk import Trunk, TrunkConfig, load_trunk
+from models.trunk import TrunkConfig
 from models.vocabulary import Vocabulary
 from pipelines.export import export
 from pipelines.standing import Standing
@@ -67,7 +70,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints = CheckpointFolder(root, "checkpoints/model/k")
     for step in (3, 6):
         config = TrunkConfig(shape=SHAPE, vocabulary_size=vocabulary.size, qk_norm="rms")
-        publish(checkpoints, step, {"x": torch.zeros(1)}, Trunk(config).initialise(step), vocabulary, {})
+        form = Format(layout=Layout(vision="codes"), vocabulary=vocabulary)
+        publish(checkpoints, step, {"x": torch.zeros(1)}, AnyToAny(config, Parts(), form).initialise(step), {})
     put(root, Model, [row(one, Model) for one in checkpoints.all()], {"packs": packs})
     return home
 
@@ -91,7 +95,7 @@ def test_transformers_loads_what_was_exported_and_the_note_leads_back(made: Path
     assert answer == {"folder": str(out), "format": "hf", **note} and note["layout"] == "qwen3"
 
     folder = made / "data" / json.loads(manifest)["folder"]
-    trunk, vocabulary, _ = load_trunk(folder)
+    trunk, vocabulary = (own := load_model(folder)[0]).trunk, own.form.vocabulary
     assert Vocabulary(**note["vocabulary"]) == vocabulary
     model, told = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(told.values()), told

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from models.emu3_format import Sample
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from infra.types import UserError
-from models import emu3_format
+from models import raster
+from models.any_to_any import AnyToAny, load_model
 from models.flops import TrunkShape
+from models.layout import Format, Picture, document
 from models.quality import psnr, ssim
+from models.raster import Marks
+from models.recipe import Parts
 from models.tokenizers.codes import unpacked
 from models.tokenizers.text import ByteTokenizer
-from models.trunk import Trunk, TrunkConfig, load_trunk
-from models.vocabulary import TEXT, VISION, Vocabulary
+from models.trunk import TrunkConfig
+from models.vocabulary import TEXT, VISION
+from stages.evaluate.baselines import Bigram, LinearNoise, unigram
 from stages.evaluate.evaluate import Evals
-from stages.evaluate.heldout_loss import Document, likelihoods, unigram
+from stages.evaluate.heldout_loss import Heldout, likelihoods
 from stages.extract import Indices
 from stages.pack import Packs
 from stages.train.loop import publish
 from tests.stages.fake_job import FakeCheckpoints, FakeJob, FakeKit, FakeReader, table_of
 from tests.stages.shapes_world import CAPTIONS, world
+from tests.stages.test_pack import EMU3
 from tests.tokenizers import vq
 
 SHAPE = TrunkShape(layers=1, width=32, heads=2, kv_heads=1, ffn=32)
@@ -46,12 +52,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FakeJob:
     tables = {"clips": clips, "captions": captions, "indices": table_of(rows, Indices.schema, "indices")}
     words = [{"text": f"a text {i}", "held_out": i % 3 == 0} for i in range(9)]
     tables["texts"] = table_of(words, CAPTIONS, "texts")
-    packer = Packs(trunk=SHAPE, flops_per_pack=1e8, max_tokens=900)
+    packer = Packs(layout=EMU3, trunk=SHAPE, flops_per_pack=1e8, max_tokens=900)
     tables["packs"] = table_of(list(packer.run(FakeJob(root / "packs", tables))), packer.schema, "packs")
-    vocabulary = Vocabulary.from_json(tables["packs"]["vocabulary"][0].as_py())
-    trunk = Trunk(TrunkConfig(shape=SHAPE, vocabulary_size=vocabulary.size)).initialise(0)
+    form = Format.from_json(tables["packs"]["format"][0].as_py())
+    config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size)
+    model = AnyToAny(config, Parts(), form).initialise(0)
     (root / "model").mkdir()
-    publish(FakeCheckpoints(root / "model"), 7, {"x": torch.zeros(1)}, trunk, vocabulary, {})
+    publish(FakeCheckpoints(root / "model"), 7, {"x": torch.zeros(1)}, model, {})
     return FakeJob(root / "job", tables, {"model": root / "model" / "step-000007", "tokenizer": root / "tokenizer"})
 
 
@@ -97,39 +104,72 @@ def test_no_held_out_rows_leave_the_metrics_out(made: FakeJob, tmp_path: Path) -
 
 
 def test_likelihoods_equal_dense_cross_entropy(made: FakeJob) -> None:
-    trunk, vocabulary, _ = load_trunk(made.sides["model"])
+    model, _ = load_model(made.sides["model"])
     rng = np.random.default_rng(0)
-    documents = [
-        Document(key=b"", prompt="", tokens=rng.integers(vocabulary.size, size=n), measured=np.zeros(n, np.int8))
-        for n in (5, 1, 30)
-    ]
+    documents = []
+    for n in (5, 1, 30):
+        written = document([rng.integers(256, size=n).tolist()], model.form, ByteTokenizer())
+        tokens = written.joined()[0]
+        documents.append(Heldout(key=b"", prompt="", document=written, tokens=tokens, measured=np.zeros(n, np.int8)))
     from models.attention import DenseAttention, may_see
 
-    for document, nats in zip(documents, likelihoods(trunk, documents), strict=True):
-        n = len(document.tokens)
-        tokens = torch.from_numpy(document.tokens)[None]
+    for one, nats in zip(documents, likelihoods(model, documents), strict=True):
+        n = len(one.tokens)
+        tokens = torch.from_numpy(one.tokens)[None]
         with torch.no_grad():
-            hidden = trunk(trunk.embedding(tokens), torch.arange(n)[None], DenseAttention(may_see(torch.zeros(n))))
-            logits = trunk.head(hidden)[0]
+            x = model.trunk.embedding(tokens)
+            logits = model.trunk.head(model.trunk(x, torch.arange(n)[None], DenseAttention(may_see(torch.zeros(n)))))[0]
         expected = torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:], reduction="none")
         assert nats[0] == 0 and np.allclose(nats[1:], expected, atol=1e-4)
 
 
+def _trained_on(made: FakeJob) -> list[list[int]]:
+    """Ids of all captions and texts in the packs."""
+    tables = (made.tables["captions"], made.tables["texts"])
+    return [ByteTokenizer().encode(row["text"]) for t in tables for row in t.to_pylist() if not row["held_out"]]
+
+
 def test_unigram_is_the_frequency_of_a_token_in_its_modality(made: FakeJob) -> None:
-    vocabulary = Vocabulary.from_json(made.tables["packs"]["vocabulary"][0].as_py())
-    nats = unigram(FakeReader(made.tables["packs"]), vocabulary)
+    form = Format.from_json(made.tables["packs"]["format"][0].as_py())
+    nats = unigram(FakeReader(made.tables["packs"]), form)
     counts = {TEXT: np.zeros(256), VISION: np.zeros(20)}
-    text = ByteTokenizer()
-    for table in (made.tables["captions"], made.tables["texts"]):
-        for row in table.to_pylist():
-            if not row["held_out"]:
-                counts[TEXT] += np.bincount(text.encode(row["text"]), minlength=256)
+    for ids in _trained_on(made):
+        counts[TEXT] += np.bincount(ids, minlength=256)
     for row in made.tables["indices"].to_pylist():
         if not row["held_out"]:
             counts[VISION] += np.bincount(unpacked(row["ids"], 20), minlength=20)
-    kinds = vocabulary.modality(np.arange(vocabulary.size))
+    kinds = form.vocabulary.modality(np.arange(form.vocabulary.size))
     for kind, count in counts.items():
         assert np.allclose(nats[kinds == kind], -np.log((count + 1) / (count + 1).sum()))
+
+
+def test_the_bigram_is_a_distribution_after_every_token_and_counts_pairs_inside_texts(made: FakeJob) -> None:
+    form = Format.from_json(made.tables["packs"]["format"][0].as_py())
+    packs = FakeReader(made.tables["packs"])
+    bigram = Bigram(packs, form, unigram(packs, form))
+    pairs = [pair for ids in _trained_on(made) for pair in itertools.pairwise(ids)]
+    for before in (pairs[0][0], ord("~")):
+        probabilities = [np.exp(-bigram.nats(np.array([before, after]))[1]) for after in range(256)]
+        assert sum(probabilities) == pytest.approx(1.0)
+    before, after = max(set(pairs), key=pairs.count)
+    seen = sum(pair[0] == before for pair in pairs)
+    distinct = len({pair for pair in pairs if pair[0] == before})
+    lower = np.exp(-unigram(packs, form)[after])
+    expected = (pairs.count((before, after)) + distinct * lower) / (seen + distinct)
+    assert bigram.nats(np.array([before, after]))[1] == pytest.approx(-np.log(expected))
+
+
+def test_the_line_through_a_latent_is_the_best_one() -> None:
+    """Against least squares over many draws."""
+    rng = np.random.default_rng(0)
+    kept, clean = 0.6, 0.3 + 0.8 * rng.standard_normal((200_000, 1))
+    noise = rng.standard_normal(clean.shape)
+    line = LinearNoise.__new__(LinearNoise)
+    line.mean_C, line.variance_C = np.array([0.3]), np.array([0.64])
+    shown = np.sqrt(kept) * clean + np.sqrt(1 - kept) * noise
+    best = np.polyfit(shown[:, 0], noise[:, 0], 1)
+    fitted = float(np.square(np.polyval(best, shown) - noise).mean())
+    assert line.error(clean, noise, kept) == pytest.approx(fitted, rel=1e-3)
 
 
 def test_a_tokenizer_of_other_codes_is_refused(made: FakeJob, tmp_path: Path) -> None:
@@ -139,11 +179,11 @@ def test_a_tokenizer_of_other_codes_is_refused(made: FakeJob, tmp_path: Path) ->
         list(Evals(tokenizer_size=32).run(job))
 
 
-def test_generated_samples_are_parseable_codes(made: FakeJob, tmp_path: Path) -> None:
-    vocabulary = Vocabulary.from_json(made.tables["packs"]["vocabulary"][0].as_py())
+def test_drawn_samples_are_parseable_codes(made: FakeJob, tmp_path: Path) -> None:
+    form = Format.from_json(made.tables["packs"]["format"][0].as_py())
     for row in Evals(tokenizer_size=32, num_samples=2).run(fresh(made, tmp_path)):
         if row["suite"] == "samples":
             codes = np.array(eval(row["output"]))
-            sample = Sample(text=[65], grid=(1, 4, 4), codes=codes, order="generation")
-            tokens = emu3_format.build(sample, vocabulary, ByteTokenizer())
-            assert emu3_format.parse(tokens, vocabulary, ByteTokenizer()).codes.tolist() == codes.tolist()
+            tokens = document([Picture(grids=((1, 4, 4),), ids=codes)], form, ByteTokenizer()).joined()[0].tolist()
+            found = raster.parse_block(tokens[1:-1], form.vocabulary, ByteTokenizer(), Marks())
+            assert found[1].tolist() == codes.tolist()

@@ -16,21 +16,29 @@ import pytest
 
 from infra.types import StoppedError, UserError
 from models.flops import TrunkShape
+from models.layout import Format, Layout
+from models.recipe import Parts
 from models.vocabulary import TEXT, VISION, Vocabulary
 from stages.pack import Packs
-from stages.train.loader import Loader, permuted, ragged, sums_by_modality
+from stages.train.loader import Loader, joined, permuted, sums_by_modality
 from stages.train.train import Model
 from tests.stages.fake_job import FakeCheckpoints, FakeJob, FakeReader, table_of
-from tests.stages.test_pack import tables
+from tests.stages.test_pack import EMU3, tables
 
 SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
-STAGE = Model(trunk=SHAPE, steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, dropout=0.0)
+STAGE = Model(
+    trunk=SHAPE, parts=Parts(), steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, dropout=0.0
+)
 DIES_AT = 6
+
+
+def loader_of(packs: pa.Table, global_batch: int) -> Loader:
+    return Loader(FakeReader(packs), global_batch, 0, Format.from_json(packs["format"][0].as_py()), Parts())
 
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    stage = Packs(trunk=SHAPE, flops_per_pack=1e8, max_tokens=900, max_text_tokens=100)
+    stage = Packs(layout=EMU3, trunk=SHAPE, flops_per_pack=1e8, max_tokens=900, max_text_tokens=100)
     given = tables([(5 + i % 40, 2 + i % 5) for i in range(90)], [60] * 9)
     rows = list(stage.run(FakeJob(tmp_path_factory.mktemp("packs"), given)))
     return table_of(rows, stage.schema, "packs")
@@ -44,7 +52,7 @@ def test_permutation_is_one_to_one_and_keyed(size: int) -> None:
 
 
 def test_every_epoch_reads_every_pack_once_in_another_order(packs: pa.Table) -> None:
-    loader = Loader(FakeReader(packs), 1, seed=0)
+    loader = loader_of(packs, 1)
     count = packs.num_rows
     epochs = [[loader.rows(epoch * count + step)[0] for step in range(count)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
@@ -54,19 +62,21 @@ def test_every_epoch_reads_every_pack_once_in_another_order(packs: pa.Table) -> 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_step_sees_the_same_packs_under_any_world_size(packs: pa.Table, world: int) -> None:
-    loader = Loader(FakeReader(packs), 4, seed=0)
+    loader = loader_of(packs, 4)
     whole = loader.batch(7, 0, 1)
     parts = [loader.batch(7, rank, world) for rank in range(world)]
-    assert sum(len(part.tokens) for part in parts) == len(whole.tokens)
-    assert sum(float(part.weights.sum()) for part in parts) == pytest.approx(float(whole.weights.sum()))
+    assert sum(sum(part.places.lengths) for part in parts) == sum(whole.places.lengths)
+    assert sum(part.weight for part in parts) == pytest.approx(whole.weight)
 
 
 def test_targets_never_cross_documents(packs: pa.Table) -> None:
-    made = ragged(packs.slice(0, 3).to_batches())
+    form = Format.from_json(packs["format"][0].as_py())
+    made = joined(packs.slice(0, 3), form, 64.0, range(3)).places
     assert sum(made.lengths) == len(made.tokens)
     ends = np.cumsum(made.lengths) - 1
-    assert (made.weights[ends] == 0).all() and (np.delete(made.weights, ends) > 0).all()
-    assert (made.targets[:-1] == made.tokens[1:]).all()
+    inside = np.delete(np.arange(len(made.tokens)), ends)
+    assert (made.weights[ends] == 0).all() and (made.weights[inside] > 0).all()
+    assert (made.targets[inside] == made.tokens[inside + 1]).all() and (made.said[ends] == -1).all()
 
 
 def test_sums_by_modality() -> None:
@@ -78,7 +88,7 @@ def test_sums_by_modality() -> None:
 
 def test_zero_stage_is_checked() -> None:
     with pytest.raises(UserError, match=r"model.zero_stage is 3"):
-        Model(trunk=SHAPE, steps=1, zero_stage=3)
+        Model(trunk=SHAPE, parts=Parts(), steps=1, zero_stage=3)
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
     rows = list(STAGE.run(calm))
     assert [row["step"] for row in rows] == [4, 8, 10]
     assert pa.Table.from_pylist(rows, STAGE.schema).num_rows == 3
-    fatal = Loader(FakeReader(packs), 4, STAGE.seed).rows(DIES_AT)[1]
+    fatal = loader_of(packs, 4).rows(DIES_AT)[1]
     job = DyingJob(tmp_path / "killed", {"packs": packs}, num_workers=2, fatal_row=fatal)
     killed_rows = list(STAGE.run(job))
     assert (job.scratch / "died").exists()
@@ -146,9 +156,9 @@ def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
     assert [row["tokens_seen"] for row in rows] == [row["tokens_seen"] for row in killed_rows]
     assert expected[10]["loss"] < expected[1]["loss"]
 
-    from models.trunk import load_trunk
+    from models.any_to_any import load_model
 
-    one, two = (load_trunk(j.scratch / "checkpoints" / "step-000010")[0].state_dict() for j in (calm, job))
+    one, two = (load_model(j.scratch / "checkpoints" / "step-000010")[0].state_dict() for j in (calm, job))
     for name, weight in one.items():
         assert np.allclose(weight, two[name], rtol=1e-2, atol=2e-4), name
 
@@ -174,16 +184,17 @@ def test_a_published_trunk_is_loaded_as_it_was(tied: bool, tmp_path: Path) -> No
     """Also where embedding and head are one matrix, which safetensors holds once."""
     import torch
 
-    from models.trunk import Trunk, TrunkConfig, load_trunk
+    from models.any_to_any import AnyToAny, load_model
+    from models.trunk import TrunkConfig
     from stages.train.loop import parameter_groups, publish
 
-    vocabulary = Vocabulary.compact(20, 12)
-    config = TrunkConfig(shape=SHAPE, vocabulary_size=vocabulary.size, tied=tied, qk_norm="layer", norm="after")
-    trunk = Trunk(config).initialise(1)
-    publish(FakeCheckpoints(tmp_path), 3, {"x": torch.zeros(1)}, trunk, vocabulary, {})
-    again, *rest = load_trunk(tmp_path / "step-000003")
-    assert again.config == config and rest == [vocabulary, 3]
-    assert (again.head.weight is again.embedding.weight) == tied
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in trunk.state_dict().items())
-    decayed = {id(p) for p in parameter_groups(trunk, STAGE)[0]["params"]}
-    assert {name for name, p in trunk.named_parameters() if id(p) in decayed and "norm" in name} == set()
+    form = Format(layout=Layout(vision="codes"), vocabulary=Vocabulary.compact(20, 12))
+    config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size, tied=tied, qk_norm="layer", norm="after")
+    model = AnyToAny(config, Parts(), form).initialise(1)
+    publish(FakeCheckpoints(tmp_path), 3, {"x": torch.zeros(1)}, model, {})
+    again, step = load_model(tmp_path / "step-000003")
+    assert again.trunk.config == config and (again.form, step) == (form, 3)
+    assert (again.trunk.head.weight is again.trunk.embedding.weight) == tied
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    decayed = {id(p) for p in parameter_groups(model, STAGE)[0]["params"]}
+    assert {name for name, p in model.named_parameters() if id(p) in decayed and "norm" in name} == set()
