@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, relu
@@ -78,9 +79,10 @@ class _Mixed(nn.Module):
         return self.branch_pool(avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
 
 
-def _chain(name: str, *layers: tuple[int, _Kernel] | tuple[int, _Kernel, int]) -> _Branch:
-    """Layers `name_1`, `name_2`, ... of (channels out, kernel[, stride]), one after another."""
-    return [[(f"{name}_{i}", layer[0], layer[1], (*layer, 1)[2])] for i, layer in enumerate(layers, 1)]
+def _chain(name: str, *layers: tuple[int, _Kernel], last_stride: int = 1) -> list[Sequence[_Layer]]:
+    """Layers `name_1`, `name_2`, ... of (channels out, kernel), one after another."""
+    last = len(layers)
+    return [[(f"{name}_{i}", *layer, last_stride if i == last else 1)] for i, layer in enumerate(layers, 1)]
 
 
 def _block_a(channels: int, pool: int) -> _Mixed:
@@ -92,7 +94,7 @@ def _block_a(channels: int, pool: int) -> _Mixed:
 
 def _block_b(channels: int) -> _Mixed:
     single: _Branch = [[("branch3x3", 384, (3, 3), 2)]]
-    double = _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3), 2))
+    double = _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3)), last_stride=2)
     return _Mixed(channels, [single, double], 0)
 
 
@@ -105,8 +107,8 @@ def _block_c(channels: int, inner: int) -> _Mixed:
 
 
 def _block_d(channels: int) -> _Mixed:
-    once = _chain("branch3x3", (192, (1, 1)), (320, (3, 3), 2))
-    wide = _chain("branch7x7x3", (192, (1, 1)), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2))
+    once = _chain("branch3x3", (192, (1, 1)), (320, (3, 3)), last_stride=2)
+    wide = _chain("branch7x7x3", (192, (1, 1)), (192, (1, 7)), (192, (7, 1)), (192, (3, 3)), last_stride=2)
     return _Mixed(channels, [once, wide], 0)
 
 
@@ -167,7 +169,10 @@ def load_inception(path: Path) -> Inception:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is no safetensors file: convert the published .pth first, plait does not unpickle")
     inception = Inception()
-    inception.load_state_dict(load_file(path))
+    try:
+        inception.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} does not hold the weights of pt_inception-2015-12-05-6726825d") from error
     return inception
 
 
@@ -176,8 +181,8 @@ def frechet_distance(one_ND: NDArray[np.floating], other_ND: NDArray[np.floating
 
         |mean_1 - mean_2|^2 + tr C_1 + tr C_2 - 2 tr (C_1 C_2)^(1/2)        covariances over n - 1
 
-    With C = A^T A of the centred features A, the last trace is the sum of the singular values of A_1 A_2^T: no root of a
-    singular matrix is taken, so that sets smaller than D cost no accuracy, as they do with scipy's sqrtm.
+    With C = A^T A of the centred features A, the last trace is the sum of the singular values of A_1 A_2^T: no root of
+    a singular matrix is taken, so that sets smaller than D cost no accuracy, as they do with scipy's sqrtm.
     """
     roots, means = [], []
     for features in (one_ND, other_ND):

@@ -26,13 +26,15 @@ class FlexAttention:
         tokens, device = len(document_T), document_T.device
         order_T = torch.arange(tokens, device=device) if order_T is None else order_T
         rule = _rule(document_T, order_T, group_T)
-        self.mask: BlockMask = create_block_mask(rule, None, None, tokens, tokens, device=device)
+        # Uncompiled it would make the dense (T, T) on the way.
+        create: Any = _compiled(create_block_mask) if document_T.is_cuda else create_block_mask
+        self.mask: BlockMask = create(rule, None, None, tokens, tokens, device=device)
         """Blocks of 128 x 128 tokens: unseen, seen in part, seen whole."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         """Attention over the blocks that somebody in them may see."""
         _refuse_dropout(dropout)
-        attend: Any = _compiled() if q.is_cuda else flex_attention
+        attend: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
         return attend(q, k, v, block_mask=self.mask, enable_gqa=True)
 
 
@@ -64,10 +66,10 @@ class VarlenAttention:
 
 
 @cache
-def _compiled() -> Any:
+def _compiled(function: Callable[..., Any]) -> Any:
     # Dynamic as PyTorch sees fit: packs differ in length, and after a few static compilations it would fall back to
     # the uncompiled, quadratic path.
-    return torch.compile(flex_attention)
+    return torch.compile(function)
 
 
 def _rule(document_T: Tensor, order_T: Tensor, group_T: Tensor | None) -> Callable[..., Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 256 * 2**20
-"""Of the logits of one chunk, in the precision of the loss: `python -m benchmarks.fused_loss` has the trade."""
+"""Of the logits of one chunk, their copy in bf16 included: `python -m benchmarks.fused_loss` measures it."""
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -52,9 +52,10 @@ class _Chunks:
         self.hidden_ND, self.head_VD = hidden_ND, head_VD
         self.exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         """Of logits, losses and the sum of the head's gradient."""
-        self.rows = max(1, min(len(hidden_ND), CHUNK_BYTES // (self.exact.itemsize * len(head_VD))))
-        self._logits_CV = head_VD.new_empty(self.rows, len(head_VD), dtype=self.exact)
         self._narrow = hidden_ND.dtype != self.exact
+        each = self.exact.itemsize + (hidden_ND.dtype.itemsize if self._narrow else 0)
+        self.rows = max(1, min(len(hidden_ND), CHUNK_BYTES // (each * len(head_VD))))
+        self._logits_CV = head_VD.new_empty(self.rows, len(head_VD), dtype=self.exact)
         self._low_CV = torch.empty_like(self._logits_CV, dtype=hidden_ND.dtype) if self._narrow else self._logits_CV
         self._grad_hidden = torch.zeros_like(hidden_ND) if wants_grad else None
         self._grad_head = torch.zeros_like(head_VD, dtype=self.exact) if wants_grad else None
@@ -94,7 +95,7 @@ def _add_product(sum_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
     if sum_VD.dtype == hidden_CD.dtype:
         sum_VD.addmm_(slope_CV.T, hidden_CD)
         return
-    block = max(1, len(hidden_CD) * slope_CV.shape[1] // hidden_CD.shape[1])  # no larger than the chunk of logits
+    block = max(1, len(sum_VD) // 8)  # a product of the head's whole size would be the largest thing here
     for start in range(0, len(sum_VD), block):
         part = slice(start, start + block)
         sum_VD[part] += slope_CV[:, part].T @ hidden_CD

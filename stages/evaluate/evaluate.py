@@ -15,7 +15,7 @@ from infra.types import UserError
 from models.layout import Format, Picture, document, prompt
 from models.vocabulary import TEXT, VISION
 from stages import frames
-from stages.base import BadRow, Edge, Job, JobStage, Row
+from stages.base import BadRow, Edge, Job, JobStage, Row, since
 from stages.pictures import finest, picture_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Evals(JobStage):
     """Three suites over held-out rows, one row per scored sample.
 
     tokenizer   PSNR (dB) and SSIM of clips redrawn from their codes, mean over the frames of a clip; of films 8
-                frames at 12 fps from the middle (Emu3, arXiv 2409.18869, table 2), short side scaled, centre cut
+                frames at 12 fps from the middle (Emu3, arXiv 2409.18869, table 2), short side scaled, centre cut;
+                with Inception's weights also the FID of all redrawn frames to the true ones (rFID)
     heldout     nats per token of captions and texts, and of visual codes after their caption, beside predictors fitted
                 on the training packs: a unigram of each modality, a bigram of text. Of latents the mean squared error
                 of their noise, beside a line fitted to each number by itself (stages/evaluate/baselines.py)
@@ -111,6 +112,8 @@ class Evals(JobStage):
     """Of drawing latents out of noise."""
     seed: int = 0
     """Of sampling."""
+    inception_weights: str | None = since(None)
+    """Path of FID's Inception v3 as safetensors (models/inception.py); none: no rFID."""
 
     def run(self, job: Job) -> Iterator[Row]:
         """Each suite in turn; rows in order of key."""
@@ -142,12 +145,14 @@ class Evals(JobStage):
 
         from models.quality import psnr, ssim
         from models.tokenizers.interface import to_bytes, to_pixels
+        from stages.evaluate.rfid import Rfid
 
         view = frames.View(
             size=self.tokenizer_size, frames=self.tokenizer_frames, fps=self.tokenizer_fps, cover="middle"
         )
         clips = _held_out(job, "clips", ("media", "source_kind", "num_frames", "fps"), self.max_clips)
         scores: list[tuple[float, float]] = []
+        rfid = Rfid(self.inception_weights)
         for clip in clips:
             try:
                 shown = frames.prepare(
@@ -163,13 +168,14 @@ class Evals(JobStage):
                 continue
             encoded = subject.tokenizer.encode(to_pixels(torch.from_numpy(shown)[None]))
             again = to_bytes(subject.tokenizer.decode(encoded)[0]).numpy()[: len(shown)]
+            rfid.add(shown, again)
             scores.append((float(psnr(shown, again).mean()), float(ssim(shown, again).mean())))
             for judge, score in zip(("psnr", "ssim"), scores[-1], strict=True):
                 yield subject.row("tokenizer", clip["key"], clip["label"], f"{len(shown)} frames", judge, score)
             job.progress(len(scores), len(clips), "clips redrawn")
         if scores:
             means = np.mean(scores, axis=0)
-            job.summary({"tokenizer/psnr": float(means[0]), "tokenizer/ssim": float(means[1])})
+            job.summary({"tokenizer/psnr": float(means[0]), "tokenizer/ssim": float(means[1])} | rfid.summary())
 
     def _heldout(self, job: Job, subject: _Subject, pairs: Sequence[_Pair]) -> Iterator[Row]:
         from stages.evaluate.baselines import Bigram, unigram

@@ -9,20 +9,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from infra.types import UserError
 from models import raster
 from models.any_to_any import AnyToAny, load_model
 from models.flops import TrunkShape
+from models.inception import Inception, frechet_distance, load_inception
 from models.layout import Format, Picture, document
 from models.quality import psnr, ssim
 from models.raster import Marks
 from models.recipe import Parts
 from models.tokenizers.codes import unpacked
+from models.tokenizers.interface import load_tokenizer, to_bytes, to_pixels
 from models.tokenizers.text import ByteTokenizer
 from models.trunk import TrunkConfig
 from models.vocabulary import TEXT, VISION
+from stages import frames
 from stages.evaluate.baselines import Bigram, LinearNoise, unigram
 from stages.evaluate.evaluate import Evals
 from stages.evaluate.heldout_loss import Heldout, likelihoods
@@ -94,6 +98,34 @@ def test_every_suite_scores_held_out_rows_only(made: FakeJob, tmp_path: Path) ->
     assert set(names) < set(job.summaries) and "samples/psnr" in job.summaries
     assert job.pictures["samples"].startswith(b"\x89PNG")
     assert list(Evals(tokenizer_size=32, num_samples=3).run(fresh(made, tmp_path))) == rows
+
+
+@pytest.mark.slow
+def test_rfid_is_that_of_all_frames_where_weights_are_given(made: FakeJob, tmp_path: Path) -> None:
+    """The expected value from frames redrawn here, in one go; without weights neither a metric nor another key."""
+    torch.manual_seed(0)
+    weights = tmp_path / "inception.safetensors"
+    save_file(Inception().state_dict(), weights)
+    job = fresh(made, tmp_path)
+    stage = Evals(tokenizer_size=32, max_documents=0, num_samples=1, inception_weights=str(weights))
+    list(stage.run(job))
+    held = made.tables["clips"].filter(made.tables["clips"]["held_out"])
+    tokenizer, inception = load_tokenizer(made.sides["tokenizer"]), load_inception(weights)
+    true, redrawn = [], []
+    view = frames.View(size=32, frames=8, fps=12, cover="middle")
+    for clip in sorted(held.to_pylist(), key=lambda row: row["key"]):
+        of = [clip[name] for name in ("media", "source_kind", "num_frames", "fps")]
+        true.append(frames.prepare(*of, view, tokenizer.stride).pictures)
+        again = tokenizer.decode(tokenizer.encode(to_pixels(torch.from_numpy(true[-1])[None])))[0]
+        redrawn.append(to_bytes(again).numpy()[: len(true[-1])])
+    expected = frechet_distance(*(inception.features(np.concatenate(part)) for part in (true, redrawn)))
+    assert job.summaries["tokenizer/rfid"] == pytest.approx(expected, rel=1e-3)
+    assert "inception_weights" in stage.settings() and "inception_weights" not in Evals(tokenizer_size=32).settings()
+
+
+def test_inception_as_a_pickle_is_refused(made: FakeJob, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no safetensors file"):
+        list(Evals(tokenizer_size=32, inception_weights="pt_inception.pth").run(fresh(made, tmp_path)))
 
 
 def test_no_held_out_rows_leave_the_metrics_out(made: FakeJob, tmp_path: Path) -> None:
