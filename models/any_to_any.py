@@ -46,6 +46,13 @@ class Losses:
 class AnyToAny(nn.Module):
     """Trunk, embedders, heads and objectives in one forward call, so that every parameter is used on every rank."""
 
+    kept: Tensor
+    """(steps) share of the picture's variance at each noise step."""
+    code_vectors: Tensor
+    """(K, size) the tokenizer's codebook, of a model with a head of its own for codes."""
+    patches: LinearPatches | UnetPatches
+    time: TimeEmbedding
+
     def __init__(self, trunk: TrunkConfig, parts: Parts, form: Format, code_size: int = 0) -> None:
         super().__init__()
         self.parts, self.form, self.code_size = parts, form, code_size
@@ -147,7 +154,7 @@ class AnyToAny(nn.Module):
         if batch.latent_at_P is not None:
             entered = self._enter(batch)
             x_TD = x_TD.index_copy(0, batch.latent_at_P, entered[0].to(x_TD.dtype))
-        attend = attend or DocumentAttention(batch.lengths, batch.groups_T)
+        attend = attend or attention_of(batch, x_TD)
         hidden_TD = self.trunk(x_TD[None], batch.positions_TA[None], attend)[0]
         if entered is None:
             return hidden_TD, None
@@ -191,6 +198,21 @@ class AnyToAny(nn.Module):
             self.code_head(hidden_TD[at]), self.code_out.weight, code_T[at], weights_T[at], divisor, **given
         )
         return text + codes, nll_T.index_copy(0, at, nll_codes)
+
+
+def attention_of(batch: Batch, x_TD: Tensor) -> Attend:
+    """The kernel for a batch: one call a document on CPU; on CUDA the varlen kernel for plain causal documents in half
+    precision, FlexAttention for all others."""
+    if not x_TD.is_cuda:
+        return DocumentAttention(batch.lengths, batch.groups_T)
+    from models.kernels import FlexAttention, VarlenAttention
+
+    if batch.groups_T is None and x_TD.dtype in (torch.bfloat16, torch.float16):
+        return VarlenAttention(batch.lengths)
+    lengths = torch.tensor(batch.lengths, device=x_TD.device)
+    return FlexAttention(
+        torch.repeat_interleave(torch.arange(len(lengths), device=x_TD.device), lengths), None, batch.groups_T
+    )
 
 
 def _mlp(size: int, inner: int, out: int) -> nn.Sequential:

@@ -47,11 +47,11 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.first, self.last = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, step_P: Tensor) -> Tensor:
         """(P) to (P, D)."""
-        return self.mlp(sinusoids(step_P, self.width).to(self.mlp[0].weight.dtype))
+        return self.last(silu(self.first(sinusoids(step_P, self.width).to(self.first.weight.dtype))))
 
 
 class LinearPatches(nn.Module):

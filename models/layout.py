@@ -70,8 +70,9 @@ class Format:
     def from_json(cls, text: str) -> Format:
         """The inverse of `to_json`."""
         plain: dict[str, Any] = json.loads(text)
-        layout = plain["layout"] | {"marks": Marks(**plain["layout"]["marks"])}
-        return cls(**plain | {"layout": Layout(**layout), "vocabulary": Vocabulary(**plain["vocabulary"])})
+        layout: dict[str, Any] = plain.pop("layout")
+        vocabulary = Vocabulary(**plain.pop("vocabulary"))
+        return cls(layout=Layout(**layout | {"marks": Marks(**layout["marks"])}), vocabulary=vocabulary, **plain)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,14 +45,20 @@ class Tokens:
     """By name of `SEGMENT_FIELDS`: one entry a segment, kinds as numbers (`KINDS`), documents numbered in order."""
 
 
-def segments_of(documents: Sequence[Document]) -> dict[str, NDArray[Any]]:
-    """Segments of documents, end to end, as `Tokens` has them."""
+def tokens_of(documents: Sequence[Document]) -> Tokens:
+    """Documents end to end."""
+    joined = [document.joined() for document in documents]
     rows = [
         (s.length, KINDS.index(s.kind), number, s.grid[1], s.grid[2], s.scale, s.num_scales)
         for number, document in enumerate(documents)
         for s in document.segments
     ]
-    return dict(zip(SEGMENT_FIELDS, np.array(rows, np.int64).T, strict=True))
+    return Tokens(
+        tokens=np.concatenate([tokens for tokens, _, _ in joined]),
+        shown=np.concatenate([shown for _, shown, _ in joined]),
+        weights=np.concatenate([weights for _, _, weights in joined]),
+        segments=dict(zip(SEGMENT_FIELDS, np.array(rows, np.int64).T, strict=True)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import KINDS, Document, Format, Layout
-from models.places import segments_of
+from models.places import tokens_of
 from models.vocabulary import EMU3, TEXT, VISION, Vocabulary
 from stages import pack_report
 from stages.base import Edge, Job, JobStage, Row, above_zero
@@ -157,7 +157,7 @@ class Packs(JobStage):
             places, costs, tokens = samples.keys(), np.asarray(samples.costs), np.asarray(samples.tokens)
             planned = plan(places, costs, tokens, budget)
             self._check(planned, samples, budget, corpus)
-            of_pack = planned.sums(costs)
+            of_pack = planned.sums(costs).astype(np.float64)
             orders, ordered = training_order(planned, places, of_pack, self.seed, self.step_packs)
             prefix = f"{name}/" if self.phases else ""
             report = ordered | measures(
@@ -283,26 +283,25 @@ def _vocabulary(kind: str, text: Any, codebook_size: int, digests: Mapping[str, 
 
 def _row(packed: list[tuple[Document, list[bytes], str]], form: Format) -> Row:
     """One pack, without its place in the order."""
-    joined = [document.joined() for document, _, _ in packed]
-    tokens, shown, weights = (np.concatenate([part[i] for part in joined]) for i in range(3))
-    modality = form.vocabulary.modality(tokens)
-    columns = segments_of([document for document, _, _ in packed])
-    segments = [dict(zip(columns, row, strict=True)) for row in np.stack(list(columns.values()), 1).tolist()]
+    said = tokens_of([document for document, _, _ in packed])
+    modality = form.vocabulary.modality(said.tokens)
+    columns = np.stack(list(said.segments.values()), 1).tolist()
+    segments = [dict(zip(said.segments, row, strict=True)) for row in columns]
     latents = [part for document, _, _ in packed for part in document.latents]
     features = [part for document, _, _ in packed for part in document.features]
     first_codes = sum(s["kind"] == KINDS.index("scale") and not s["scale"] for s in segments)
     return {
-        "tokens": tokens.tolist(),
-        "shown": None if np.array_equal(tokens, shown) else shown.tolist(),
-        "loss_weights": weights.tolist(),
+        "tokens": said.tokens.tolist(),
+        "shown": None if np.array_equal(said.tokens, said.shown) else said.shown.tolist(),
+        "loss_weights": said.weights.tolist(),
         "segments": segments,
         "latents": np.concatenate(latents).astype("<f2").tobytes() if latents else None,
         "features": np.concatenate(features).astype("<f2").tobytes() if features else None,
-        "num_tokens": len(tokens),
-        "num_places": len(tokens) - first_codes,
+        "num_tokens": len(said.tokens),
+        "num_places": len(said.tokens) - first_codes,
         "num_text_tokens": int((modality == TEXT).sum()),
         "num_vision_tokens": int((modality == VISION).sum()) + sum(len(part) for part in latents),
         "num_pictures": len(latents),
-        "loss_weight": float(weights.sum(dtype=np.float64)),
+        "loss_weight": float(said.weights.sum(dtype=np.float64)),
         "parents": list(dict.fromkeys(parent for _, parents, _ in packed for parent in parents)),
     }

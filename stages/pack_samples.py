@@ -179,11 +179,14 @@ class Corpus:
         found: dict[bytes, list[_Seen]] = {}
         interned: dict[Any, Any] = {}
         for row, one in self._kept("indices", _INDEX_COLUMNS):
-            grids = tuple(map(tuple, one["grids"]))
-            features = (tuple(one["feature_grid"]),) if one["feature_grid"] else ()
+            grids: tuple[Grid, ...] = tuple((t, h, w) for t, h, w in one["grids"])
+            features: tuple[Grid, ...] = ()
+            if one["feature_grid"]:
+                t, h, w = one["feature_grid"]
+                features = ((t, h, w),)
             size = raster.size_text(finest(grids), one["fps"], duration_s(one))
-            seen = _Seen(row, one["key"], *(interned.setdefault(x, x) for x in (grids, features, size)), one["size"],
-                         one["fps"] is not None)  # fmt: skip
+            grids, features, size = (interned.setdefault(x, x) for x in (grids, features, size))
+            seen = _Seen(row, one["key"], grids, features, size, one["size"], one["fps"] is not None)
             found.setdefault(one["parents"][0], []).append(seen)
         return found
 

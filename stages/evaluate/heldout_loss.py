@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.any_to_any import AnyToAny
 from models.batch import Batch, batch_of
 from models.layout import Document
-from models.places import Places, Tokens, places, segments_of
+from models.places import Places, places, tokens_of
 
 _PLACES_AT_ONCE = 4096
 NOISE_LEVELS = 8
@@ -35,7 +35,7 @@ class Heldout:
 def likelihoods(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[NDArray[np.float64]]:
     """(L) nats of each token of each document given what comes before it; 0 where nothing predicts it."""
     for group in _groups(documents):
-        made = _joined(group, model.parts.span)
+        made = places(tokens_of([one.document for one in group]), span=model.parts.span)
         nll_T = _losses(model, made, group)
         nats = np.zeros(sum(len(one.tokens) for one in group))
         said = made.said >= 0
@@ -55,7 +55,7 @@ def _losses(model: AnyToAny, made: Places, group: Sequence[Heldout]) -> NDArray[
 def noise_errors(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[tuple[Heldout, list[float], list[Batch]]]:
     """Of each document with one picture of latents: mean squared errors of the noise, and what was shown, by level."""
     for one in documents:
-        made = _joined([one], model.parts.span)
+        made = places(tokens_of([one.document]), span=model.parts.span)
         batches = [_batch(model, made, [one], level) for level in range(NOISE_LEVELS)]
         yield one, [float(model(batch, torch.ones(2)).squared_N[0]) for batch in batches], batches
 
@@ -76,13 +76,6 @@ def _batch(model: AnyToAny, made: Places, group: Sequence[Heldout], level: int) 
         noise_PC=draws.standard_normal((len(made.latent_at), size), np.float32),
         step_P=np.full(len(made.latent_at), step),
     )
-
-
-def _joined(group: Sequence[Heldout], span: float) -> Places:
-    joined = [one.document.joined() for one in group]
-    tokens, shown, weights = (np.concatenate([part[i] for part in joined]) for i in range(3))
-    segments = segments_of([one.document for one in group])
-    return places(Tokens(tokens=tokens, shown=shown, weights=weights, segments=segments), span=span)
 
 
 def _groups(documents: Sequence[Heldout]) -> Iterator[list[Heldout]]:

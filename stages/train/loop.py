@@ -20,9 +20,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.any_to_any import AnyToAny, load_weights, save_model
+from models.any_to_any import AnyToAny, Losses, load_weights, save_model
 from models.hf_layout import initial
 from models.layout import Format
+from models.places import Places
 from models.positions import sections
 from models.trunk import TrunkConfig
 from stages.train.loader import Loader, sums_by_modality
@@ -83,11 +84,7 @@ def train_worker(config: dict[str, Any]) -> None:
         step += 1
 
         # 4. Tell.
-        made = joined.places
-        sums = sums_by_modality(losses.nll_T.double().cpu().numpy(), made.targets, made.weights, form.vocabulary)
-        noise = [float(losses.squared_N.sum()), len(losses.squared_N)]
-        known = [float(losses.total.detach()), sum(made.lengths), *sums, *noise, wish.known()]
-        *totals, stops = global_sums(known, device)
+        *totals, stops = global_sums([*sums_of(losses, joined.places, form), wish.known()], device)
         tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
         since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
         if rank == 0 and (step % config["log_every"] == 0 or step == stage.steps):
@@ -105,6 +102,13 @@ def train_worker(config: dict[str, Any]) -> None:
                 publish(checkpoints, step, state, model, facts | {"packs": len(packs)})
             since_saved.zero_()
             dist.barrier()
+
+
+def sums_of(losses: Losses, made: Places, form: Format) -> list[float]:
+    """What `step_metrics` reads: loss, places, nats and tokens of each modality, errors and number of pictures."""
+    nats = sums_by_modality(losses.nll_T.double().cpu().numpy(), made.targets, made.weights, form.vocabulary)
+    noise = [float(losses.squared_N.sum()), len(losses.squared_N)]
+    return [float(losses.total.detach()), sum(made.lengths), *nats, *noise]
 
 
 def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:

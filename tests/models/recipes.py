@@ -12,7 +12,7 @@ from models.any_to_any import AnyToAny
 from models.batch import Batch, batch_of, drawn_noise
 from models.flops import TrunkShape
 from models.layout import Document, Format, Layout, Picture, document
-from models.places import Places, Tokens, places, segments_of
+from models.places import Places, places, tokens_of
 from models.raster import Marks
 from models.recipe import Parts
 from models.tokenizers.text import ByteTokenizer
@@ -109,9 +109,7 @@ KINDS = ("drawn", "read", "film", "text", "two")
 
 def places_of(documents: Sequence[Document]) -> Places:
     """Derived places of documents, end to end."""
-    joined = [one.joined() for one in documents]
-    tokens, shown, weights = (np.concatenate([part[i] for part in joined]) for i in range(3))
-    return places(Tokens(tokens=tokens, shown=shown, weights=weights, segments=segments_of(documents)))
+    return places(tokens_of(documents))
 
 
 def batch_in_double(name: str, documents: Sequence[Document], seeds: Sequence[int]) -> tuple[Places, Batch]:
