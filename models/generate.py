@@ -162,8 +162,9 @@ def draw_latents(
     count, size = int(np.prod(grid)), form.latent_size
     grids = [grid] * (len(prompts) * (2 if drawing.guided else 1))
     x_BnC = torch.randn(len(prompts), count, size, generator=drawing.generator, device=drawing.device)
-    kept = model.kept.float()
-    steps = torch.linspace(model.parts.noise_steps - 1, 0, how.steps).round().long().unique().flip(0).tolist()
+    x_BnC, kept = (x.to(model.trunk.head.weight.dtype) for x in (x_BnC, model.kept))
+    # from the last step on in equal strides, so that the first picture is nothing but noise (arXiv 2305.08891)
+    steps = (torch.arange(model.parts.noise_steps, 0, -model.parts.noise_steps / how.steps).round().long() - 1).tolist()
     positions = drawing.turn_B1 + torch.arange(count, device=drawing.device)
     for place, step in enumerate(steps):
         shown = (torch.cat([x_BnC, x_BnC]) if drawing.guided else x_BnC).flatten(0, 1)

@@ -1,0 +1,89 @@
+"""Drawing: what the cache gives is what the whole document gives; noise leaves as in diffusers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from models.diffusion import kept_share
+from models.generate import Sampling, draw_codes, draw_latents, draw_scales
+from models.layout import Picture, document, prompt
+from tests.models.recipes import FORMATS, LATENT, SCALES, TEXT, batch_in_double, model_of
+
+CAPTIONS = [TEXT.encode("a"), TEXT.encode("a longer caption")]
+
+
+def prompts_of(name: str, grid, captions=CAPTIONS) -> list[list[int]]:
+    return [prompt(words, grid, FORMATS[name], TEXT) for words in captions]
+
+
+@torch.no_grad()
+def test_scales_drawn_from_the_cache_are_the_most_likely_ones_of_the_whole_document() -> None:
+    model = model_of("nextflow")
+    drawn = draw_scales(model, prompts_of("nextflow", (2, 3, 4)), SCALES, Sampling(temperature=0), frames=2).numpy()
+    grids = tuple((1, *sides) for _ in range(2) for sides in SCALES)
+    for words, ids in zip(CAPTIONS, drawn, strict=True):
+        one = document([words, Picture(grids=grids, ids=ids)], FORMATS["nextflow"], TEXT)
+        made, batch = batch_in_double("nextflow", [one], [0])
+        likely = model.code_logits(model.hidden(batch)[0]).argmax(-1).numpy()
+        offset = model.form.vocabulary.visual_offset
+        of_codes = made.targets >= offset
+        assert np.array_equal(likely[of_codes], made.targets[of_codes] - offset)
+        assert of_codes.sum() == len(ids)
+
+
+@torch.no_grad()
+def test_codes_of_a_head_of_their_own_are_drawn_from_it() -> None:
+    model = model_of("janus")
+    drawn = draw_codes(model, prompts_of("janus", (1, 2, 4)), (1, 2, 4), Sampling(temperature=0)).numpy()
+    for words, ids in zip(CAPTIONS, drawn, strict=True):
+        one = document([words, Picture(grids=((1, 2, 4),), ids=ids)], FORMATS["janus"], TEXT)
+        made, batch = batch_in_double("janus", [one], [0])
+        likely = model.logits(model.hidden(batch)[0])[..., model.form.vocabulary.visual_offset :].argmax(-1).numpy()
+        of_codes = made.targets >= model.form.vocabulary.visual_offset
+        assert np.array_equal(likely[of_codes], ids)
+
+
+@torch.no_grad()
+def test_latents_leave_the_noise_as_in_diffusers_with_the_whole_document_at_every_step() -> None:
+    from diffusers import DDIMScheduler
+
+    model, grid, how = model_of("transfusion"), (1, 2, 4), Sampling(steps=20, seed=3)
+    (words,) = CAPTIONS[1:]
+    drawn = draw_latents(model, prompts_of("transfusion", grid, [words]), grid, how)[0]
+    schedule = DDIMScheduler(1000, beta_schedule="squaredcos_cap_v2", clip_sample=False, timestep_spacing="trailing")
+    schedule.set_timesteps(20)
+    x = torch.randn(1, 8, LATENT, generator=torch.Generator().manual_seed(3))[0].double()
+    blank = Picture(grids=(grid,), vectors=np.zeros((8, LATENT), np.float16))
+    one = document([words, blank], FORMATS["transfusion"], TEXT)
+    _, batch = batch_in_double("transfusion", [one], [0])
+    for step in schedule.timesteps.tolist():
+        # a clean part that this level scales to x, and no noise: the model is shown x itself
+        clean = x / model.kept[step].sqrt()
+        batch = replace(batch, clean_PC=clean, noise_PC=torch.zeros_like(x), step_P=torch.full((8,), step))
+        x = schedule.step(model.hidden(batch)[1], step, x).prev_sample.double()
+    form = FORMATS["transfusion"]
+    torch.testing.assert_close(drawn.double(), x * form.latent_std + form.latent_mean, rtol=1e-3, atol=1e-3)
+
+
+def test_the_schedule_is_diffusers() -> None:
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    torch.testing.assert_close(kept_share(1000).float(), theirs, rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_guidance_steers_away_from_what_is_said_without_a_caption() -> None:
+    """With the captions themselves as the plain prompts there is nothing to steer away from."""
+    model, grid = model_of("emu3"), (1, 2, 3)
+    given, plain = prompts_of("emu3", grid), prompts_of("emu3", grid, [[], []])
+    how = Sampling(temperature=0)
+    free = draw_codes(model, given, grid, how)
+    assert torch.equal(draw_codes(model, given, grid, replace(how, guidance=3.0), given), free)
+    assert torch.equal(
+        draw_codes(model, given, grid, replace(how, guidance=0.0), plain), draw_codes(model, plain, grid, how)
+    )
+    assert not torch.equal(draw_codes(model, given, grid, replace(how, guidance=20.0), plain), free)
