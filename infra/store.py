@@ -182,6 +182,7 @@ class Store:
             batches,
             self.uri(dataset),
             schema=full_schema(own),
+            mode=self._mode(dataset, own),
             max_rows_per_file=MAX_ROWS_PER_FILE,
             storage_options=self.bucket.storage_options(),
         )
@@ -192,6 +193,14 @@ class Store:
             files |= {blob.path: blob.size_bytes for blob in self.bucket.entries(data.removesuffix(".lance"))}
         num_rows = sum(fragment.physical_rows for fragment in fragments)
         return Staged(tuple(json.dumps(f.to_json()) for f in fragments), files, num_rows)
+
+    def _mode(self, dataset: str, own: pa.Schema) -> str:
+        """How fragments are written: for the columns that the dataset has, or, where a stage got others, for a version
+        that replaces them all (Lance refuses to append to other columns)."""
+        if not self.exists(dataset):
+            return "append"
+        there, wanted = ([(f.name, str(f.type)) for f in s] for s in (self.at(dataset).schema, full_schema(own)))
+        return "append" if there == wanted else "overwrite"
 
     def missing(self, dataset: str, files: Mapping[str, int]) -> set[str]:
         """Staged files that are not there with the size that their writer noted."""

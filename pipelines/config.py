@@ -127,8 +127,14 @@ def _refuse_unknown(cls: Any, values: Mapping[str, Any], where: str) -> None:
             near = difflib.get_close_matches(name, allowed, 1)
             hint = f"did you mean {where}.{near[0]}?" if near else f"its settings are: {', '.join(allowed) or 'none'}"
             raise UserError(f"{where}.{name} is no setting: {hint}")
-        if isinstance(value, Mapping) and (part := _part(hints[name], value, f"{where}.{name}")) is not None:
-            _refuse_unknown(part, value, f"{where}.{name}")
+        if not isinstance(value, Mapping):
+            continue
+        named = typing.get_origin(hints[name]) is Mapping  # dataclasses by name, not one dataclass
+        for key, one in value.items() if named else [("", value)]:
+            place = f"{where}.{name}" + (f".{key}" if key else "")
+            hint = typing.get_args(hints[name])[1] if named else hints[name]
+            if isinstance(one, Mapping) and (part := _part(hint, one, place)) is not None:
+                _refuse_unknown(part, one, place)
 
 
 def _part(hint: Any, value: Mapping[str, Any], where: str) -> Any:

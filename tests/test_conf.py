@@ -16,6 +16,8 @@ WEIGHTS = {
     "vae-published": [_LPIPS],
     "nextflow-published": [_LPIPS, "tokenizer.shape.teacher"],
 }
+_TEXT = ["text_tokenizer.file"]
+WEIGHTS |= {path.stem: _TEXT for path in (CONF / "scale").glob("*.yaml") if path.stem != "tiny"}
 """Settings of a choice of conf/ that have no value until somebody gives one."""
 
 

@@ -116,10 +116,11 @@ def _for_hydra(overrides: Sequence[str], own: str | None) -> list[str]:
 def _quoted(text: str) -> str:
     """Hydra's grammar takes SQL, URLs and paths only in quotes; whoever quotes already is left alone.
 
-    A select clause may be new: `select.mine="short_side > 500"` needs no `+`.
+    A select clause may be new: `select.mine="short_side > 500"` needs no `+`, nor do names in a value in braces.
     """
     name, _, value = text.partition("=")
-    name = f"++{name}" if name.startswith("select.") else name
+    names_something = name.startswith("select.") or (value[:1] == "{" and name[:1] not in "+~")
+    name = f"++{name}" if names_something else name
     plain = re.fullmatch(r"[\w.+-]*", value) or value[:1] in "'\"[{" or value == ""
     if plain:
         return f"{name}={value}" if "=" in text else text

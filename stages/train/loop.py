@@ -121,6 +121,7 @@ def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyT
         qk_norm=stage.qk_norm,
         norm=stage.norm,
         qkv_bias=stage.qkv_bias,
+        tied=stage.tied,
         dropout=stage.dropout,
         norm_eps=stage.norm_eps,
     )

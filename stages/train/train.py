@@ -74,6 +74,8 @@ class Model(JobStage):
     """Normalise queries and keys: rms as Qwen3, layer as Chameleon."""
     norm: Literal["before", "after"] = "before"
     """Normalise what goes into attention and feed-forward, or what comes out (Chameleon 34B)."""
+    tied: bool = False
+    """One matrix for embedding and head (Qwen2 up to 3B)."""
     norm_eps: float = 1e-5
     """Of every RMSNorm (Qwen2 and Qwen3: 1e-6)."""
     init: str | None = None

@@ -177,3 +177,20 @@ def test_compaction_keeps_keys_parents_and_blobs_of_every_kind(store):
     left = [row for row in made if row["x"] != 4]
     assert store.take(after, range(8), names).to_pylist() == [{n: row[n] for n in names} for row in left]
     assert compact.rewrite(store, after, "four", small_too=True) is None
+
+
+@pytest.mark.parametrize(
+    "other", [[pa.field("y", pa.string()), pa.field("x", pa.int64())], [pa.field("x", pa.int32())]]
+)
+def test_a_stage_that_got_other_columns_replaces_the_old_ones_and_goes_on_from_there(store, other):
+    old = publish(store)
+    own = pa.schema([*other, blob("media")])
+    given = [row | {"y": "y"} for row in rows(0, 4)]
+    new = store.snapshot(
+        "d", commits.publish_full(store, "d", own, store.stage("d", given, own).fragments, "b", old.version)
+    )
+    assert numbers(store, new) == [0, 1, 2, 3] and numbers(store, old) == list(range(10))
+    more = store.stage("d", [row | {"y": "z"} for row in rows(9, 10)], own).fragments
+    after = store.snapshot("d", commits.publish_incremental(store, new, {}, more, "c", new.version))
+    assert numbers(store, after) == [0, 1, 2, 3, 9]
+    assert [row["media"] for row in store.take(after, [0, 4], ["media"]).to_pylist()] == [b"0", b"9"]
