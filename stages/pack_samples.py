@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Task = Literal["generation", "understanding", "text"]
 TASKS: tuple[Task, ...] = ("generation", "understanding", "text")
 HELD_OUT = "held out for evaluation"
+UNSEEN = "no phase takes it, or its source is seen less than once"
 _INDEX_COLUMNS = ("grids", "feature_grid", "fps", "num_frames", "size", "held_out")
 _PICTURE_COLUMNS = ("key", "grids", "ids", "input_ids", "latents", "codebook_size", "fps", "num_frames")
 
@@ -93,25 +94,37 @@ class Corpus:
         found = {name: Samples() for name in self.stage.all_phases()}
         pairs = list(self._pairs())
         texts = list(self._texts())
+        used: set[bytes] = set()
         of_pairs, of_texts = self._repeats(len(pairs), sum(len(pieces) for *_, pieces in texts))
         for caption, seen, task, number_words in pairs:
             place = digest(caption[1], seen.key)
             wanted = of_pairs * self._times(caption[2])
-            self._add_pair(found, (caption, seen, task, number_words), place, wanted)
+            if self._add_pair(found, (caption, seen, task, number_words), place, wanted):
+                used.add(caption[1])
+            else:
+                self.job.reject(seen.key, caption[2], UNSEEN)
+        for key, label in dict.fromkeys((caption[1], caption[2]) for caption, *_ in pairs):
+            if key not in used:
+                self.job.reject(key, label, UNSEEN)
         for row, key, label, pieces in texts:
             wanted = of_texts * self._times(label)
+            before = sum(map(len, found.values()))
             for part, length in enumerate(pieces):
                 place = digest(key, *([part.to_bytes(4, "big")] if part else []))
                 for again in _repeated(place, wanted):
                     ended = part == len(pieces) - 1
                     for samples in found.values():
                         self._add(samples, again, "text", row, -1, part, self._text_cost(length, ended=ended))
+            if sum(map(len, found.values())) == before:
+                self.job.reject(key, label, UNSEEN)
         return found
 
     def _add_pair(
         self, found: Mapping[str, Samples], pair: tuple[Any, _Seen, Task, int], place: bytes, wanted: float
-    ) -> None:
+    ) -> int:
+        """How often it is seen, over all phases."""
         caption, seen, task, number_words = pair
+        times = 0
         for name, phase in self.stage.all_phases().items():
             if (phase.size is not None and seen.pixels != phase.size) or (seen.film and not phase.video):
                 continue
@@ -119,6 +132,8 @@ class Corpus:
                 dropped = task == "generation" and _share(b"drop", again) < self.stage.caption_drop
                 cost = self._pair_cost(seen, task, 0 if dropped else number_words)
                 self._add(found[name], again, task, caption[0], seen.row, -1 if dropped else 0, cost)
+                times += 1
+        return times
 
     def _add(
         self, samples: Samples, place: bytes, task: Task, words: int, visual: int, part: int, cost: tuple[int, float]
