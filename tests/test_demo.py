@@ -35,6 +35,10 @@ STAGES = [
 ]
 
 
+ON_A_FOLDER = pytest.mark.parametrize("made", ["folder"], indirect=True)
+"""For what is the same wherever the root lies."""
+
+
 def answer(done: subprocess.CompletedProcess) -> dict:
     """The JSON object on the last line of standard output."""
     assert done.returncode == 0, done.stderr[-3000:]
@@ -92,6 +96,7 @@ def test_a_checkpoint_is_traced_to_raw_files_and_a_raw_file_to_checkpoints(made)
     assert "checkpoint" in kinds and "clips: " in labels and "packs: " in labels
 
 
+@ON_A_FOLDER
 def test_the_checkpoint_is_exported_with_its_text_tokenizer(made, tmp_path):
     folder, where, run, _ = made
     note = answer(plait("export", run["checkpoint"], str(tmp_path / "out"), *where, "--json", cwd=folder))
@@ -100,6 +105,7 @@ def test_the_checkpoint_is_exported_with_its_text_tokenizer(made, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == files
 
 
+@ON_A_FOLDER
 def test_mlflow_alone_shows_the_chain_from_videos_to_the_model(made):
     from mlflow import MlflowClient
 
@@ -128,6 +134,7 @@ def test_mlflow_alone_shows_the_chain_from_videos_to_the_model(made):
     assert models[0].params["packs.digest"] == packs["digest"]
 
 
+@ON_A_FOLDER
 def test_status_why_and_quarantine_answer_from_the_ledger(made):
     folder, where, run, _ = made
     status = answer(plait("status", *where, "--json", cwd=folder))
@@ -162,6 +169,7 @@ def test_no_secret_is_in_any_file_log_or_metadata(made):
             assert b"plait-test-secret-7f3a" not in (store.get(name) or b""), name
 
 
+@ON_A_FOLDER
 def test_going_to_another_threshold_and_back_computes_nothing_the_second_time(made):
     folder, where, _, _ = made
     only = ["--to", "scores"]
@@ -175,14 +183,15 @@ def test_going_to_another_threshold_and_back_computes_nothing_the_second_time(ma
     assert {s["state"] for s in back["stages"] if s["name"] in asked} == {"fresh"}
 
 
-@pytest.mark.parametrize("killed", ["ray::Host", "ray::RayTrainWorker"])
-def test_a_killed_actor_or_training_worker_costs_time_and_no_row(killed, tmp_path, request):
+@pytest.mark.parametrize(("killed", "last"), [("ray::Host", "scores"), ("ray::RayTrainWorker", "tokenizer")])
+def test_a_killed_actor_or_training_worker_costs_time_and_no_row(killed, last, tmp_path):
     """SIGKILL to the first process of this kind that shows up; the run finishes by itself or by the same command."""
     import time
 
     import psutil
 
-    command = [sys.executable, "-m", "pipelines.cli.main", "run", "root=data", "tracking=none", *SMALL, "--json"]
+    arguments = ["run", "root=data", "tracking=none", *SMALL, "--to", last, "--json"]
+    command = [sys.executable, "-m", "pipelines.cli.main", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -202,7 +211,7 @@ def test_a_killed_actor_or_training_worker_costs_time_and_no_row(killed, tmp_pat
     victim.kill()
     output, _ = process.communicate(timeout=300)
     if process.returncode != 0:
-        output = plait("run", "root=data", "tracking=none", *SMALL, "--json", cwd=tmp_path, timeout=300).stdout
+        output = plait(*arguments, cwd=tmp_path, timeout=300).stdout
     again = json.loads(output.strip().splitlines()[-1])
     assert again["ok"]
     for stage in again["stages"]:

@@ -17,7 +17,7 @@ from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger
 from infra.store import Store
 from infra.types import Checkpoint, UserError
-from models.any_to_any import AnyToAny, load_model
+from models.any_to_any import AnyToAny, load_model, save_model
 from models.attention import DenseAttention, may_see
 from models.flops import TrunkShape
 from models.layout import Format, Layout
@@ -133,9 +133,11 @@ def test_the_dataset_means_its_last_checkpoint_and_a_full_folder_is_left_alone(m
 def test_a_checkpoint_with_other_parts_is_refused(tmp_path: Path) -> None:
     root = LocalBucket(tmp_path / "data")
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "config.json").write_text(json.dumps({"trunk": {}, "vocabulary": {}, "step": 1, "scales": {}}))
+    form = Format(layout=Layout(vision="latents"), vocabulary=Vocabulary.compact(20, 0), latent_size=8)
+    config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size)
+    save_model(AnyToAny(config, Parts(), form).initialise(0), tmp_path / "c", 1)
     saved = CheckpointFolder(root, "checkpoints/model/k").save(1, tmp_path / "c", {})
     put(root, Model, [row(saved, Model)], {})
-    with pytest.raises(UserError, match=r"has parts no HF layout holds \(scales\)"):
+    with pytest.raises(UserError, match=r"has parts no HF layout holds \(patches, time\)"):
         export(Standing(root), "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()

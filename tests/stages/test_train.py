@@ -198,3 +198,29 @@ def test_a_published_trunk_is_loaded_as_it_was(tied: bool, tmp_path: Path) -> No
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     decayed = {id(p) for p in parameter_groups(model, STAGE)[0]["params"]}
     assert {name for name, p in model.named_parameters() if id(p) in decayed and "norm" in name} == set()
+
+
+def test_training_can_begin_with_a_published_decoder(tmp_path: Path) -> None:
+    """Blocks and rows of text are the published ones; what the recipe adds is drawn from the seed."""
+    import torch
+    import transformers
+
+    from stages.train.loop import first_model
+
+    config = transformers.Qwen2Config(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, rms_norm_eps=1e-6, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    )  # fmt: skip
+    theirs = transformers.Qwen2ForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    form = Format(layout=Layout(vision="codes"), vocabulary=Vocabulary.compact(40, 12))
+    given = {"qkv_bias": True, "qk_norm": "none", "norm_eps": 1e-6, "init": str(tmp_path)}
+    model = first_model(dataclasses.replace(STAGE, **given), form, None).eval()
+    ids = torch.arange(40)[None]
+    from models.attention import DocumentAttention
+
+    with torch.no_grad():
+        ours = model.logits(model.trunk(model.embed(ids), torch.arange(40)[None], DocumentAttention([40])))
+        torch.testing.assert_close(ours[..., :40], theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    assert model.trunk.embedding.weight.shape[0] == form.vocabulary.size == 60
