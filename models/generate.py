@@ -24,6 +24,10 @@ from models.raster import CODE, Grid, template
 from models.tokenizers.scales import Sides
 
 
+_FARTHEST = 4.0
+"""Deviations beyond which no clean latent is believed: at the first steps what the model says is divided by almost 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How to draw."""
@@ -163,8 +167,8 @@ def draw_latents(
     grids = [grid] * (len(prompts) * (2 if drawing.guided else 1))
     x_BnC = torch.randn(len(prompts), count, size, generator=drawing.generator, device=drawing.device)
     x_BnC, kept = (x.to(model.trunk.head.weight.dtype) for x in (x_BnC, model.kept))
-    # from the last step on in equal strides, so that the first picture is nothing but noise (arXiv 2305.08891)
-    steps = (torch.arange(model.parts.noise_steps, 0, -model.parts.noise_steps / how.steps).round().long() - 1).tolist()
+    stride = model.parts.noise_steps // how.steps
+    steps = list(range(0, stride * how.steps, stride))[::-1]
     positions = drawing.turn_B1 + torch.arange(count, device=drawing.device)
     for place, step in enumerate(steps):
         shown = (torch.cat([x_BnC, x_BnC]) if drawing.guided else x_BnC).flatten(0, 1)
@@ -174,6 +178,8 @@ def draw_latents(
         noise = model.patches.leave(hidden.flatten(0, 1), time_PD, grids, skips).unflatten(0, (-1, count))
         noise_BnC = drawing.steered(noise)
         clean = (x_BnC - (1 - kept[step]).sqrt() * noise_BnC) / kept[step].sqrt()
+        clean = clean.clamp(-_FARTHEST, _FARTHEST)
+        noise_BnC = (x_BnC - kept[step].sqrt() * clean) / (1 - kept[step]).sqrt()
         if place + 1 == len(steps):
             x_BnC = clean
         else:
