@@ -23,7 +23,6 @@ from models.places import blended, scale_places
 from models.raster import CODE, Grid, template
 from models.tokenizers.scales import Sides
 
-
 _FARTHEST = 4.0
 """Deviations beyond which no clean latent is believed: at the first steps what the model says is divided by almost 0."""
 

@@ -23,8 +23,9 @@ class Evals(JobStage):
     tokenizer   PSNR (dB) and SSIM of clips redrawn from their codes, mean over the frames of a clip; of films 8
                 frames at 12 fps from the middle (Emu3, arXiv 2409.18869, table 2), short side scaled, centre cut;
                 with Inception's weights also the FID of all redrawn frames to the true ones (rFID)
-    heldout     nats per token of captions and texts, and of visual codes after their caption, beside predictors fitted
-                on the training packs: a unigram of each modality, a bigram of text. Of latents the mean squared error
+    heldout     nats per token: text (texts, and captions unaided where the recipe learns them), caption (captions after
+                their picture), vision (codes after their caption), beside predictors fitted on the training packs: a
+                unigram of each modality, a bigram of text. Of latents the mean squared error
                 of their noise, beside a line fitted to each number by itself (stages/evaluate/baselines.py)
     samples     pictures drawn from held-out captions: PSNR to the clip's own codes (latents) redrawn, and, for chance,
                 to those of the next caption's clip
@@ -101,6 +102,6 @@ class Evals(JobStage):
             )
         subject = Subject(model, text, tokenizer, step)
         yield from redrawn(self, job, subject)
-        pairs = pairs_of(job)
+        pairs = pairs_of(job, features=model.form.layout.features)
         yield from losses(self, job, subject, pairs)
         yield from drawn_pictures(self, job, subject, pairs)

@@ -46,7 +46,7 @@ def likelihoods(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[NDArr
 @torch.no_grad()
 def _losses(model: AnyToAny, made: Places, group: Sequence[Heldout]) -> NDArray[np.float64]:
     """(T) with every target weighing 1."""
-    batch = _batch(model, made, group, level=0)
+    batch = _batch(model, made, group, step=0)
     batch.weights_T = torch.from_numpy((made.said >= 0).astype(np.float32))
     return model(batch, torch.ones(2)).nll_T.double().numpy()
 
@@ -56,17 +56,17 @@ def noise_errors(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[tupl
     """Of each document with one picture of latents: mean squared errors of the noise, and what was shown, by level."""
     for one in documents:
         made = places(tokens_of([one.document]), span=model.parts.span)
-        batches = [_batch(model, made, [one], level) for level in range(NOISE_LEVELS)]
+        steps = [int((level + 0.5) * model.parts.noise_steps / NOISE_LEVELS) for level in range(NOISE_LEVELS)]
+        batches = [_batch(model, made, [one], step) for step in steps]
         yield one, [float(model(batch, torch.ones(2)).squared_N[0]) for batch in batches], batches
 
 
-def _batch(model: AnyToAny, made: Places, group: Sequence[Heldout], level: int) -> Batch:
-    """With noise that follows from each document's key, at this level."""
+def _batch(model: AnyToAny, made: Places, group: Sequence[Heldout], step: int) -> Batch:
+    """With noise that follows from the documents' keys, at this step."""
     form, size = model.form, model.form.latent_size
     latents = [part for one in group for part in one.document.latents]
     features = [part for one in group for part in one.document.features]
-    draws = np.random.default_rng([level, *(int.from_bytes(one.key[:8], "big") for one in group)])
-    step = int((level + 0.5) * model.parts.noise_steps / NOISE_LEVELS)
+    draws = np.random.default_rng([step, *(int.from_bytes(one.key[:8], "big") for one in group)])
     return batch_of(
         made,
         form,

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from models.tokenizers.interface import VisionTokenizer
     from stages.evaluate.heldout_loss import Heldout
 
-PICTURE_COLUMNS = ("grids", "ids", "input_ids", "latents", "codebook_size", "fps", "num_frames", "size")
+PICTURE_COLUMNS = (
+    "grids", "ids", "input_ids", "latents", "features", "feature_grid", "codebook_size", "fps", "num_frames", "size",
+)  # fmt: skip
+CAPTION = 3
+"""What is measured beside TEXT and VISION: a caption's own tokens after its picture."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Pair:
     key: bytes
     text: str
     picture: Picture
+    """As it is drawn,"""
+    read: Picture
+    """and as it is read."""
 
 
 def held_out_rows(job: Job, dataset: str, columns: Sequence[str], limit: int) -> list[dict[str, Any]]:
@@ -65,26 +72,37 @@ def held_out_rows(job: Job, dataset: str, columns: Sequence[str], limit: int) ->
     return reader.take(chosen, ["key", "parents", "label", *columns]).to_pylist() if chosen else []
 
 
-def pairs_of(job: Job) -> list[Pair]:
+def pairs_of(job: Job, *, features: bool) -> list[Pair]:
     """Held-out captions with the largest picture of their clip that is held out, in order of the caption's key."""
     everything = 2**62
     rows = sorted(held_out_rows(job, "indices", PICTURE_COLUMNS, everything), key=lambda row: row["size"])
     visual = {row["parents"][0]: row for row in rows}
     captions = held_out_rows(job, "captions", ("text",), everything)
     chosen = [(caption, visual.get(caption["parents"][0])) for caption in captions]
-    return [Pair(caption["key"], caption["text"], picture_of(row)) for caption, row in chosen if row is not None]
+    return [
+        Pair(caption["key"], caption["text"], picture_of(row), picture_of(row, features=features))
+        for caption, row in chosen
+        if row is not None
+    ]
 
 
-def pair_document(pair: Pair, subject: Subject) -> Heldout:
-    """Generation order: the caption unaided, the codes after their caption."""
+def pair_documents(pair: Pair, subject: Subject) -> list[Heldout]:
+    """Drawn: the codes after their caption, and the caption unaided where the recipe learns that. Read: the caption
+    after its picture."""
     from stages.evaluate.heldout_loss import Heldout
 
     words = subject.text.encode(pair.text)
-    made = document([words, pair.picture], subject.form, subject.text)
-    tokens, _, _ = made.joined()
+    drawn = document([words, pair.picture], subject.form, subject.text)
+    tokens, _, _ = drawn.joined()
     measured = np.where(subject.form.vocabulary.modality(tokens) == VISION, VISION, -1).astype(np.int8)
-    measured[1 : 1 + len(words)] = TEXT
-    return Heldout(key=pair.key, prompt=pair.text, document=made, tokens=tokens, measured=measured)
+    if subject.form.layout.supervise == "all":
+        measured[1 : 1 + len(words)] = TEXT
+    found = [Heldout(key=pair.key, prompt=pair.text, document=drawn, tokens=tokens, measured=measured)]
+    read = document([pair.read, words], subject.form, subject.text)
+    tokens, _, _ = read.joined()
+    measured = np.full(len(tokens), -1, np.int8)
+    measured[len(tokens) - 1 - len(words) : -1] = CAPTION
+    return [*found, Heldout(key=pair.key, prompt=pair.text, document=read, tokens=tokens, measured=measured)]
 
 
 def text_document(row: Row, subject: Subject) -> Heldout:

@@ -9,13 +9,13 @@ import numpy as np
 
 from models.vocabulary import TEXT, VISION
 from stages.base import Job, Row
-from stages.evaluate.subject import Pair, Subject, held_out_rows, pair_document, text_document
+from stages.evaluate.subject import CAPTION, Pair, Subject, held_out_rows, pair_documents, text_document
 
 if TYPE_CHECKING:
     from stages.evaluate.evaluate import Evals
     from stages.evaluate.heldout_loss import Heldout
 
-_NAMES = {TEXT: "text", VISION: "vision"}
+_NAMES = {TEXT: "text", VISION: "vision", CAPTION: "caption"}
 
 
 def losses(stage: Evals, job: Job, subject: Subject, pairs: Sequence[Pair]) -> Iterator[Row]:
@@ -24,7 +24,7 @@ def losses(stage: Evals, job: Job, subject: Subject, pairs: Sequence[Pair]) -> I
     from stages.evaluate.heldout_loss import likelihoods
 
     texts = held_out_rows(job, "texts", ("text",), stage.max_documents)
-    documents = [pair_document(pair, subject) for pair in pairs[: stage.max_documents]]
+    documents = [one for pair in pairs[: stage.max_documents] for one in pair_documents(pair, subject)]
     documents += [text_document(row, subject) for row in texts]
     if not documents:
         return
@@ -37,7 +37,7 @@ def losses(stage: Evals, job: Job, subject: Subject, pairs: Sequence[Pair]) -> I
             if not chosen.any():
                 continue
             tokens = one.tokens[chosen]
-            after = bigram.nats(tokens).sum() if kind == TEXT else 0.0
+            after = bigram.nats(tokens).sum() if kind != VISION else 0.0
             own = np.array([nats[chosen].sum(), frequencies[tokens].sum(), after, chosen.sum()])
             totals[kind] += own
             said = f"{int(own[3])} tokens, unigram {own[1] / own[3]:.4f}"
@@ -46,10 +46,11 @@ def losses(stage: Evals, job: Job, subject: Subject, pairs: Sequence[Pair]) -> I
         if count:
             name = _NAMES[kind]
             job.summary({f"heldout/{name}_loss": nats / count, f"heldout/{name}_unigram": plain / count})
-            if kind == TEXT:
-                job.summary({"heldout/text_bigram": after / count})
+            if kind != VISION:
+                job.summary({f"heldout/{name}_bigram": after / count})
     if subject.form.latent_size:
-        yield from _noise(job, subject, [one for one in documents if one.document.latents])
+        drawn = [one for one in documents if one.document.latents and not (one.measured == CAPTION).any()]
+        yield from _noise(job, subject, drawn)
 
 
 def _noise(job: Job, subject: Subject, documents: Sequence[Heldout]) -> Iterator[Row]:

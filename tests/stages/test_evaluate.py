@@ -91,7 +91,7 @@ def test_every_suite_scores_held_out_rows_only(made: FakeJob, tmp_path: Path) ->
     by_suite = {suite: [r["parents"][0] for r in rows if r["suite"] == suite] for suite in {r["suite"] for r in rows}}
     assert set(by_suite["tokenizer"]) == set(keys["clips"]) and len(by_suite["tokenizer"]) == 2 * len(keys["clips"])
     assert set(by_suite["heldout/text"]) == set(keys["captions"]) | set(keys["texts"])
-    assert set(by_suite["heldout/vision"]) == set(keys["captions"])
+    assert set(by_suite["heldout/vision"]) == set(by_suite["heldout/caption"]) == set(keys["captions"])
     assert len(by_suite["samples"]) == 3 and set(by_suite["samples"]) <= set(keys["captions"])
     assert {row["step"] for row in rows} == {7}
     names = ("tokenizer/psnr", "tokenizer/ssim", "heldout/text_loss", "heldout/text_unigram", "heldout/vision_loss")
