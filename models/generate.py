@@ -24,7 +24,7 @@ from models.raster import CODE, Grid, template
 from models.tokenizers.scales import Sides
 
 _FARTHEST = 4.0
-"""Deviations beyond which no clean latent is believed: at the first steps what the model says is divided by almost 0."""
+"""Deviations beyond which no clean latent is believed: at the first steps its guess is divided by almost 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

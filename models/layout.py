@@ -72,7 +72,8 @@ class Format:
         plain: dict[str, Any] = json.loads(text)
         layout: dict[str, Any] = plain.pop("layout")
         vocabulary = Vocabulary(**plain.pop("vocabulary"))
-        return cls(layout=Layout(**layout | {"marks": Marks(**layout["marks"])}), vocabulary=vocabulary, **plain)
+        marks = Marks(**layout.pop("marks"))
+        return cls(layout=Layout(marks=marks, **layout), vocabulary=vocabulary, **plain)
 
 
 @dataclass(frozen=True, kw_only=True)
