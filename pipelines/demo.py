@@ -5,19 +5,25 @@ from __future__ import annotations
 from pipelines.config import Config
 from pipelines.graph import Graph
 from stages.caption.caption import Captions
+from stages.caption.interleaved import Interleaved
 from stages.clip import Clips
 from stages.evaluate.evaluate import Evals
-from stages.extract import Indices
+from stages.extract import Indices, InterleavedIndices
 from stages.filter.score import Scores
 from stages.ingest import Files, Images, Texts, Videos
-from stages.pack import Packs
+from stages.pack import MixedPacks, Packs
 from stages.text_tokenizer import TextTokenizer
 from stages.tokenizer.tokenizer import Tokenizer
 from stages.train.train import Model
 
 
 def graph(config: Config) -> Graph:
-    """One line a stage; the select decides what captions, tokenizer, indices and evals see of the clips."""
+    """One line a stage; the select decides what captions, tokenizer, indices and evals see of the clips.
+
+    Documents with several pictures are made where `packs.mixture` gives them a share.
+    """
+    mixed = config.settings.get(Packs.writes, {}).get("mixture", {}).get("mixed", 0)
+    interleaved = (config.node(Interleaved, selected=True), config.node(InterleavedIndices)) if mixed else ()
     nodes = (
         config.node(Files),
         config.node(Videos),
@@ -29,7 +35,8 @@ def graph(config: Config) -> Graph:
         config.node(Tokenizer, selected=True),
         config.node(Indices, selected=True),
         config.node(TextTokenizer),
-        config.node(Packs),
+        *interleaved,
+        config.node(MixedPacks if mixed else Packs),
         config.node(Model),
         config.node(Evals, selected=True),
     )

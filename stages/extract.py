@@ -156,6 +156,53 @@ class Indices(RowStage):
                 yield future.result()
 
 
+@dataclass(frozen=True, kw_only=True)
+class InterleavedIndices(RowStage):
+    """Encodes the frames of each interleaved sample, each a picture by itself, and keeps its texts beside them.
+
+    pictures   what `indices` has of one clip, for each frame in order;  texts: one fewer, the i-th between i and i + 1
+    """
+
+    writes: ClassVar[str] = "interleaved_indices"
+    inputs: ClassVar[tuple[Edge, ...]] = (
+        Edge("interleaved", columns=("frames", "texts", "held_out")),
+        Edge("tokenizer", role="side"),
+    )
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("pictures", pa.list_(pa.struct([f for f in Indices.schema if f.name != "held_out"]))),
+            ("texts", pa.list_(pa.string())),
+            ("held_out", pa.bool_()),
+        ]
+    )
+
+    size: int
+    """Pixels: side of the square, or root of the budget of pixels."""
+    fit: Literal["square", "area"] = "square"
+    """As of `indices`."""
+
+    def setup(self, kit: Kit) -> _Tools:
+        """The tokenizer."""
+        return self._one_by_one().setup(kit)
+
+    def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
+        """All frames of all rows, as pictures."""
+        still = {"source_kind": "image", "num_frames": 1, "fps": None, "held_out": False}
+        frames_of = [[still | {"media": frame} for frame in row["frames"]] for row in rows]
+        encoded = iter(self._one_by_one().process([frame for part in frames_of for frame in part], tools))
+        return [self._row(row, [next(encoded) for _ in part]) for row, part in zip(rows, frames_of, strict=True)]
+
+    def _one_by_one(self) -> Indices:
+        return Indices(size=self.size, fit=self.fit, frames_per_clip=1)
+
+    def _row(self, row: Row, found: Sequence[Outcome]) -> Outcome:
+        pictures = _all_of(found)
+        if not isinstance(pictures, list):
+            return pictures
+        kept = [{name: value for name, value in picture.items() if name != "held_out"} for picture in pictures]
+        return [{"pictures": kept, "texts": row["texts"], "held_out": row["held_out"]}]
+
+
 def batch_size(shape: Sequence[int], device: str) -> int:
     """Clips (T, H, W, 3) that are encoded at once."""
     return max(1, BATCH_PIXELS[device] // int(np.prod(shape[:3])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +13,16 @@ from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import KINDS, Document, Format, Layout
 from models.places import tokens_of
-from models.vocabulary import EMU3, TEXT, VISION, Vocabulary
+from models.vocabulary import TEXT, VISION
 from stages import pack_report
 from stages.base import Edge, Job, JobStage, Row, above_zero
-from stages.pack_samples import Corpus, Samples
+from stages.pack_documents import MIXED, TASKS, Samples
+from stages.pack_format import format_of
+from stages.pack_samples import Corpus
 from stages.packing import Budget, Plan, measures, plan, training_order
 
 if TYPE_CHECKING:
-    from models.raster import TextTokenizer
+    pass
 
 _GROUPS_AT_ONCE = 8
 """Groups whose rows are read together."""
@@ -90,6 +92,8 @@ class Packs(JobStage):
         ]
     )  # fmt: skip
 
+    tasks: ClassVar[tuple[str, ...]] = TASKS[:3]
+
     layout: Layout
     """How a document is written, and what of it is learnt."""
     trunk: TrunkShape
@@ -123,9 +127,9 @@ class Packs(JobStage):
 
     def __post_init__(self) -> None:
         above_zero(self, "flops_per_pack", "max_tokens", "max_text_tokens", "step_packs", "group_one_in")
-        strange = sorted(set(self.mixture) - {"generation", "understanding", "text"})
+        strange = sorted(set(self.mixture) - set(self.tasks))
         if strange:
-            raise UserError(f"packs.mixture has {strange[0]}: its tasks are generation, understanding and text")
+            raise UserError(f"packs.mixture has {strange[0]}: its tasks are {', '.join(self.tasks)}")
         if any(share < 0 for share in self.mixture.values()):
             raise UserError(f"packs.mixture is {dict(self.mixture)}: give shares of 0 or more")
 
@@ -146,7 +150,7 @@ class Packs(JobStage):
         from models.tokenizers.text import load_text_tokenizer
 
         text = load_text_tokenizer(job.checkpoint("text_tokenizer"))
-        form = self._format(job, text)
+        form = format_of(self, job, text)
         corpus = Corpus(job, self, form, text)
         first = 0
         strips: list[pack_report.Strip] = []
@@ -187,7 +191,7 @@ class Packs(JobStage):
         chunks = np.split(numbers, edges[_GROUPS_AT_ONCE::_GROUPS_AT_ONCE])
         done = 0
         for chunk in chunks:
-            documents = corpus.documents(samples, [int(n) for pack in chunk for n in planned.packs[pack]])
+            documents = corpus.writer.documents(samples, [int(n) for pack in chunk for n in planned.packs[pack]])
             for number in chunk.tolist():
                 yield number, _row([documents[int(n)] for n in planned.packs[number]], corpus.form)
                 done += 1
@@ -199,86 +203,26 @@ class Packs(JobStage):
             return
         costly, longest = int(np.argmax(samples.costs)), int(np.argmax(samples.tokens))
         if samples.costs[costly] > budget.flops:
-            ((_, _, label),) = corpus.documents(samples, [costly]).values()
+            ((_, _, label),) = corpus.writer.documents(samples, [costly]).values()
             raise UserError(
                 f"packs.flops_per_pack is {budget.flops:.6g}, but the costliest sample ({label},"
                 f" {samples.tokens[costly]} tokens) needs {samples.costs[costly]:.6g};"
                 f" set packs.flops_per_pack={np.ceil(samples.costs[costly]):.0f} or more, or packs.own_lane=true"
             )
-        ((_, _, label),) = corpus.documents(samples, [longest]).values()
+        ((_, _, label),) = corpus.writer.documents(samples, [longest]).values()
         raise UserError(
             f"packs.max_tokens is {budget.max_tokens}, but the longest sample ({label}) has"
             f" {samples.tokens[longest]} tokens; set packs.max_tokens={samples.tokens[longest]} or more, or"
             " packs.own_lane=true"
         )
 
-    def _format(self, job: Job, text: TextTokenizer) -> Format:
-        """The layout with what the data brought: vocabulary, sizes of vectors."""
-        makers: set[tuple[str, int]] = set()
-        kinds: set[str] = set()
-        sums, feature_size = np.zeros(3), 0
-        latent_size = 0
-        for batch in job.reader("indices").scan(
-            ["tokenizer", "codebook_size", "grids", "latents", "features", "feature_grid", "held_out"]
-        ):
-            for row in batch.to_pylist():
-                makers.add((row["tokenizer"], row["codebook_size"]))
-                kinds.add(_kind(row))
-                if row["features"] is not None:
-                    feature_size = len(row["features"]) // (2 * int(np.prod(row["feature_grid"])))
-                if row["latents"] is not None:
-                    vectors = np.frombuffer(row["latents"], "<f2").astype(np.float64)
-                    latent_size = len(vectors) // sum(int(np.prod(grid)) for grid in row["grids"])
-                    sums += 0 if row["held_out"] else [len(vectors), vectors.sum(), np.square(vectors).sum()]
-        self._refuse(kinds, makers, feature_size)
-        maker, codebook_size = next(iter(makers), ("", 0))
-        digests = {"text_digest": text.digest, "vision_digest": maker}  # type: ignore[attr-defined]
-        vocabulary = _vocabulary(self.vocabulary, text, codebook_size, digests)
-        mean = sums[1] / sums[0] if sums[0] else 0.0
-        std = float(np.sqrt(sums[2] / sums[0] - mean**2)) if sums[0] else 1.0
-        return Format(
-            layout=self.layout,
-            vocabulary=vocabulary,
-            latent_size=latent_size,
-            latent_mean=float(f"{mean:.2g}"),  # rounded: one more clip must not move every pack
-            latent_std=float(f"{std:.2g}") or 1.0,
-            feature_size=feature_size,
-        )
 
-    def _refuse(self, kinds: set[str], makers: set[tuple[str, int]], feature_size: int) -> None:
-        if len(makers) > 1:
-            raise UserError(
-                f"indices hold codes of {len(makers)} tokenizers; make them anew with plait run --force --only indices"
-            )
-        if kinds - {self.layout.vision}:
-            raise UserError(
-                f"indices hold {kinds.pop()}, packs.layout.vision is {self.layout.vision}: choose recipe and tokenizer"
-                " together, as in recipe=nextflow tokenizer=nextflow-tiny"
-            )
-        if self.layout.features and makers and not feature_size:
-            raise UserError(
-                "packs.layout.features wants features of an understanding encoder, indices have none: set"
-                " indices.features=PATH of a SigLIP, or indices.features=classical"
-            )
+@dataclass(frozen=True, kw_only=True)
+class MixedPacks(Packs):
+    """As `packs`, with documents of several pictures and the texts between them (NextFlow's interleaved data)."""
 
-
-def _kind(row: Row) -> str:
-    if row["latents"] is not None:
-        return "latents"
-    return "codes" if len(row["grids"]) == 1 else "scales"
-
-
-def _vocabulary(kind: str, text: Any, codebook_size: int, digests: Mapping[str, str]) -> Vocabulary:
-    if kind == "compact":
-        return Vocabulary.compact(text.size, codebook_size, **digests)
-    from dataclasses import replace
-
-    if text.size > EMU3.text_size or codebook_size != EMU3.codebook_size:
-        raise UserError(
-            f"packs.vocabulary=emu3 has {EMU3.text_size} text ids and {EMU3.codebook_size} codes, the tokenizers have"
-            f" {text.size} and {codebook_size}: set packs.vocabulary=compact"
-        )
-    return replace(EMU3, **digests)
+    inputs: ClassVar[tuple[Edge, ...]] = (*Packs.inputs, Edge(MIXED, columns=("pictures", "texts", "held_out")))
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
 
 def _row(packed: list[tuple[Document, list[bytes], str]], form: Format) -> Row:

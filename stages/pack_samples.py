@@ -8,54 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models import flops, raster
-from models.layout import Document, Format, Part, Picture, document, spans
+from models.layout import Format, Picture, document, spans
 from stages.base import Job, Row
-from stages.pictures import duration_s, finest, picture_of
+from stages.pack_documents import MIXED, TASKS, Samples, Task, Writer
+from stages.pictures import duration_s, finest
 
 if TYPE_CHECKING:
     from models.raster import Grid, TextTokenizer
     from stages.pack import Packs
 
-Task = Literal["generation", "understanding", "text"]
-TASKS: tuple[Task, ...] = ("generation", "understanding", "text")
 HELD_OUT = "held out for evaluation"
 UNSEEN = "no phase takes it, or its source is seen less than once"
 _INDEX_COLUMNS = ("grids", "feature_grid", "fps", "num_frames", "size", "held_out")
-_PICTURE_COLUMNS = ("key", "grids", "ids", "input_ids", "latents", "codebook_size", "fps", "num_frames")
-
-
-@dataclass
-class Samples:
-    """Columns of all samples of a phase, N entries each."""
-
-    places: list[bytes] = field(default_factory=list)
-    """H(member keys): decides group and order."""
-    tasks: list[int] = field(default_factory=list)
-    """Of `TASKS`."""
-    words: list[int] = field(default_factory=list)
-    """Row of the caption, or of the text."""
-    visual: list[int] = field(default_factory=list)
-    """Row of the indices; -1: a text."""
-    parts: list[int] = field(default_factory=list)
-    """Which piece of a long text; -1 where the caption is left out."""
-    tokens: list[int] = field(default_factory=list)
-    """Places in the trunk."""
-    costs: list[float] = field(default_factory=list)
-    """Training FLOPs."""
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def keys(self) -> NDArray[np.uint8]:
-        """(N, 16)."""
-        return np.frombuffer(b"".join(self.places), np.uint8).reshape(-1, 16)
 
 
 @dataclass(frozen=True)
@@ -86,7 +56,9 @@ class Corpus:
 
     def __init__(self, job: Job, stage: Packs, form: Format, text: TextTokenizer) -> None:
         self.job, self.stage, self.form, self.text = job, stage, form, text
-        self.readers = {name: job.reader(name) for name in ("captions", "indices", "texts")}
+        names = [edge.dataset for edge in stage.inputs if edge.role == "rows"]
+        self.readers = {name: job.reader(name) for name in names}
+        self.writer = Writer(self.readers, form, text, stage.max_text_tokens)
         self._outlines: dict[tuple[Any, ...], _Outline] = {}
 
     def samples(self) -> dict[str, Samples]:
@@ -94,37 +66,47 @@ class Corpus:
         found = {name: Samples() for name in self.stage.all_phases()}
         pairs = list(self._pairs())
         texts = list(self._texts())
-        used: set[bytes] = set()
-        of_pairs, of_texts = self._repeats(len(pairs), sum(len(pieces) for *_, pieces in texts))
-        for caption, seen, task, number_words in pairs:
-            place = digest(caption[1], seen.key)
-            wanted = of_pairs * self._times(caption[2])
-            if self._add_pair(found, (caption, seen, task, number_words), place, wanted):
-                used.add(caption[1])
-            else:
-                self.job.reject(seen.key, caption[2], UNSEEN)
+        mixed = list(self._mixed()) if MIXED in self.readers else []
+        of_pairs, of_texts, of_mixed = self._repeats(len(pairs), sum(len(p) for *_, p in texts), len(mixed))
+        used = {pair[0][1] for pair in pairs if self._add_pair(found, pair, of_pairs * self._times(pair[0][2]))}
         for key, label in dict.fromkeys((caption[1], caption[2]) for caption, *_ in pairs):
             if key not in used:
                 self.job.reject(key, label, UNSEEN)
         for row, key, label, pieces in texts:
-            wanted = of_texts * self._times(label)
-            before = sum(map(len, found.values()))
-            for part, length in enumerate(pieces):
-                place = digest(key, *([part.to_bytes(4, "big")] if part else []))
-                for again in _repeated(place, wanted):
-                    ended = part == len(pieces) - 1
-                    for samples in found.values():
-                        self._add(samples, again, "text", row, -1, part, self._text_cost(length, ended=ended))
-            if sum(map(len, found.values())) == before:
-                self.job.reject(key, label, UNSEEN)
+            last = len(pieces) - 1
+            places = [digest(key, *([part.to_bytes(4, "big")] if part else [])) for part in range(len(pieces))]
+            costs = [self._text_cost(length, ended=part == last) for part, length in enumerate(pieces)]
+            self._add_alike(found, "text", row, (key, label), places, costs, of_texts)
+        for row, key, label, cost in mixed:
+            self._add_alike(found, "mixed", row, (key, label), [digest(key)], [cost], of_mixed)
         return found
 
+    def _add_alike(
+        self,
+        found: Mapping[str, Samples],
+        task: Task,
+        row: int,
+        name: tuple[bytes, str],
+        places: Sequence[bytes],
+        costs: Sequence[tuple[int, float]],
+        wanted: float,
+    ) -> None:
+        """The pieces of one row, for every phase; rejected where no piece is seen."""
+        seen = False
+        for part, (place, cost) in enumerate(zip(places, costs, strict=True)):
+            for again in _repeated(place, wanted * self._times(name[1])):
+                seen = True
+                for samples in found.values():
+                    self._add(samples, again, task, row, -1, part, cost)
+        if not seen:
+            self.job.reject(*name, UNSEEN)
+
     def _add_pair(
-        self, found: Mapping[str, Samples], pair: tuple[Any, _Seen, Task, int], place: bytes, wanted: float
-    ) -> int:
-        """How often it is seen, over all phases."""
+        self, found: Mapping[str, Samples], pair: tuple[tuple[int, bytes, str], _Seen, Task, int], wanted: float
+    ) -> bool:
+        """For the phases that take it; whether it is seen at all (else its indices are rejected)."""
         caption, seen, task, number_words = pair
-        times = 0
+        place, times = digest(caption[1], seen.key), 0
         for name, phase in self.stage.all_phases().items():
             if (phase.size is not None and seen.pixels != phase.size) or (seen.film and not phase.video):
                 continue
@@ -133,7 +115,9 @@ class Corpus:
                 cost = self._pair_cost(seen, task, 0 if dropped else number_words)
                 self._add(found[name], again, task, caption[0], seen.row, -1 if dropped else 0, cost)
                 times += 1
-        return times
+        if not times:
+            self.job.reject(seen.key, caption[2], UNSEEN)
+        return times > 0
 
     def _add(
         self, samples: Samples, place: bytes, task: Task, words: int, visual: int, part: int, cost: tuple[int, float]
@@ -151,18 +135,19 @@ class Corpus:
         fits = [prefix for prefix in self.stage.sources if label.startswith(prefix)]
         return self.stage.sources[max(fits, key=len)] if fits else 1.0
 
-    def _repeats(self, pairs: int, texts: int) -> tuple[float, float]:
-        """How often pairs and pieces of texts are seen, each at least once, so that the mixture's shares hold.
+    def _repeats(self, pairs: int, texts: int, mixed: int) -> tuple[float, float, float]:
+        """How often pairs, pieces of texts and mixed documents are seen, each at least once, so that the mixture's
+        shares hold; one without a share is seen once.
 
         Rounded to sixteenths: a few new samples must not move what all others get. (Pairs are divided between their
         two tasks by hash, so those shares hold by themselves.)
         """
-        mixture = self.stage.mixture
-        drawn, read, text = (mixture.get(task, 0.0) for task in TASKS)
-        if not text or not pairs or not texts:
-            return 1.0, 1.0
-        one, other = (drawn + read) / pairs, text / texts
-        return round(16 * one / min(one, other)) / 16, round(16 * other / min(one, other)) / 16
+        drawn, read, text, both = (self.stage.mixture.get(task, 0.0) for task in TASKS)
+        wanted = [(drawn + read, pairs), (text, texts), (both, mixed)]
+        rates = [share / count if share and count else None for share, count in wanted]
+        least = min((rate for rate in rates if rate), default=1.0)
+        one, other, third = (1.0 if rate is None else round(16 * rate / least) / 16 for rate in rates)
+        return one, other, third
 
     def _pairs(self) -> Iterator[tuple[tuple[int, bytes, str], _Seen, Task, int]]:
         """Captions joined with the indices of their clip: (row, key, label), what was seen, task, words."""
@@ -212,12 +197,17 @@ class Corpus:
                 self.job.reject(one["key"], one["label"], "the mixture gives texts no share")
             return
         for row, one in self._kept("texts", ("text",)):
-            yield row, one["key"], one["label"], [len(piece) for piece in self._pieces(one["text"])]
+            yield row, one["key"], one["label"], [len(piece) for piece in self.writer.pieces(one["text"])]
 
-    def _pieces(self, text: str) -> list[list[int]]:
-        """Ids of a text, in pieces of at most `max_text_tokens` with BOS and EOS."""
-        ids, room = self.text.encode(text), self.stage.max_text_tokens - 2
-        return [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
+    def _mixed(self) -> Iterator[tuple[int, bytes, str, tuple[int, float]]]:
+        """Row, key, label and cost of each document with several pictures."""
+        for row, one in self._kept(MIXED, ("pictures", "texts")):
+            made = document(self.writer.in_turn(one), self.form, self.text)
+            both = spans(made.segments)
+            places = sum(length for length, _ in both)
+            learnt = sum(int(np.count_nonzero(part)) for part in made.weights)
+            extra = flops.segment_pairs(both) - flops.causal_pairs(places)
+            yield row, one["key"], one["label"], (places, self._cost(places, extra, learnt))
 
     def _kept(self, dataset: str, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
         """Rows to train on by their position; held-out ones are rejected."""
@@ -267,36 +257,6 @@ class Corpus:
     def _cost(self, places: int, extra: int, learnt: int) -> float:
         pairs = flops.causal_pairs(places) + extra
         return flops.cost(self.stage.trunk, self.form.vocabulary.size, places, pairs, learnt).train
-
-    def documents(self, samples: Samples, chosen: Sequence[int]) -> dict[int, tuple[Document, list[bytes], str]]:
-        """Document, parents and label of each chosen sample; every row is read once."""
-        words = self._rows("captions", [samples.words[n] for n in chosen if samples.visual[n] >= 0], ("text",))
-        texts = self._rows("texts", [samples.words[n] for n in chosen if samples.visual[n] < 0], ("text",))
-        columns = [*_PICTURE_COLUMNS[1:], "features", "feature_grid"]
-        pictures = self._rows("indices", [samples.visual[n] for n in chosen if samples.visual[n] >= 0], columns)
-        found: dict[int, tuple[Document, list[bytes], str]] = {}
-        for n in chosen:
-            if samples.visual[n] < 0:
-                row = texts[samples.words[n]]
-                pieces = self._pieces(row["text"])
-                part = samples.parts[n]
-                made = document([pieces[part]], self.form, self.text, ended=part == len(pieces) - 1)
-                found[n] = made, [row["key"]], row["label"]
-                continue
-            caption, visual = words[samples.words[n]], pictures[samples.visual[n]]
-            ids = self.text.encode(caption["text"]) if samples.parts[n] >= 0 else []
-            task = TASKS[samples.tasks[n]]
-            shown = picture_of(visual, features=self.form.layout.features and task == "understanding")
-            parts: list[Part] = [shown, ids] if task == "understanding" else [ids, shown]
-            found[n] = document(parts, self.form, self.text), [caption["key"], visual["key"]], caption["label"]
-        return found
-
-    def _rows(self, dataset: str, rows: Sequence[int], columns: Sequence[str]) -> dict[int, Row]:
-        wanted = sorted(set(rows))
-        if not wanted:
-            return {}
-        taken = self.readers[dataset].take(wanted, ["key", "label", *columns]).to_pylist()
-        return dict(zip(wanted, taken, strict=True))
 
 
 def digest(*parts: bytes) -> bytes:

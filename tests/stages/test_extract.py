@@ -14,7 +14,7 @@ from models.tokenizers.codes import code_type, packed, unpacked
 from models.tokenizers.interface import Encoded, load_tokenizer, to_pixels
 from stages import extract, frames
 from stages.base import BadRow, Row
-from stages.extract import Indices
+from stages.extract import Indices, InterleavedIndices
 from stages.frames import View
 from tests.stages.fake_job import FakeKit, table_of
 from tests.stages.shapes_world import png, world
@@ -101,3 +101,22 @@ def test_a_clip_that_does_not_decode_is_a_bad_row_and_its_neighbours_are_not(sid
 def test_a_size_that_does_not_fit_the_tokenizer_is_refused_before_any_row(side: Path) -> None:
     with pytest.raises(UserError, match=r"indices.size is 36: a code of this tokenizer stands for 8 pixels"):
         Indices(size=36).setup(FakeKit({"tokenizer": side}))
+
+
+def test_frames_of_interleaved_samples_are_encoded_as_pictures_by_themselves(side: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [png(rng.integers(256, size=(40, 40, 3), dtype=np.uint8)) for _ in range(3)]
+    stage = InterleavedIndices(size=32)
+    given = {"texts": ["a", "b"], "held_out": True, "key": b"k" * 16, "label": "x"}
+    whole, broken = stage.process(
+        [given | {"frames": pictures}, given | {"frames": [pictures[0], b"no picture", pictures[1]]}],
+        stage.setup(FakeKit({"tokenizer": side})),
+    )
+    assert isinstance(broken, BadRow)
+    (row,) = whole
+    table_of([row], InterleavedIndices.schema, "interleaved_indices")
+    alone = Indices(size=32, frames_per_clip=1)
+    still = {"source_kind": "image", "num_frames": 1, "fps": None, "held_out": True}
+    expected = alone.process([still | {"media": one} for one in pictures], alone.setup(FakeKit({"tokenizer": side})))
+    assert [p["ids"] for p in row["pictures"]] == [one[0]["ids"] for one in expected]
+    assert row["texts"] == ["a", "b"] and row["held_out"]

@@ -17,8 +17,9 @@ from models.raster import Marks
 from models.recipe import Parts
 from models.tokenizers.codes import packed
 from models.trunk import TrunkConfig
-from stages.extract import Indices
-from stages.pack import Packs, Phase
+from stages.extract import Indices, InterleavedIndices
+from stages.pack import MixedPacks, Packs, Phase
+from stages.pack_documents import MIXED
 from stages.pack_samples import UNSEEN
 from stages.train.loader import joined
 from tests.stages.fake_job import FakeJob, key_of, table_of
@@ -201,6 +202,36 @@ def test_a_sample_above_the_budget_gets_its_own_lane_where_that_is_allowed(tmp_p
     assert {p for row in rows for p in row["parents"]} == {k for t in made.values() for k in t["key"].to_pylist()}
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_documents_of_several_pictures_have_their_share_and_stay_whole(kind: str, tmp_path: Path) -> None:
+    """Text, image and mixed 2:2:1."""
+    made = tables(kind, pairs=60, texts=30)
+    pictures = made["indices"].to_pylist()
+    names = [f.name for f in Indices.schema if f.name != "held_out"]
+    rows = [
+        {"pictures": [{name: pictures[(3 * n + i) % 60][name] for name in names} for i in range(3)],
+         "texts": ["then one", "then two"], "held_out": n == 0}
+        for n in range(9)
+    ]  # fmt: skip
+    made[MIXED] = table_of(rows, InterleavedIndices.schema, MIXED)
+    mixture = {"generation": 1.0, "understanding": 1.0, "text": 2.0, "mixed": 1.0}
+    given = {"trunk": SHAPE, "flops_per_pack": 3e8, "max_tokens": 900, "max_text_tokens": 100}
+    packer = MixedPacks(layout=LAYOUTS[kind], mixture=mixture, **given)
+    packs, job = pack(tmp_path, made, packer)
+    assert list(job.rejected.values()) == ["held out for evaluation"]
+    several = texts = pairs = 0
+    for row in packs:
+        for document in range(row["segments"][-1]["document"] + 1):
+            kinds = [KINDS[s["kind"]] for s in row["segments"] if s["document"] == document]
+            blocks = kinds.count("marks") // 2
+            several += blocks >= 3
+            texts += blocks == 0
+            pairs += blocks == 1 or (blocks == 2 and kind == "scales")  # EOF between the frames of a film
+    total = several + texts + pairs
+    assert (several / total, texts / total) == (pytest.approx(0.2, abs=0.05), pytest.approx(0.4, abs=0.05))
+    assert packs[0]["format"] == packs[-1]["format"]
+
+
 @pytest.mark.parametrize(
     ("kind", "layout", "sentence"),
     [
@@ -214,7 +245,7 @@ def test_a_recipe_and_a_tokenizer_that_do_not_fit_are_one_sentence(kind, layout,
 
 
 def test_strange_mixtures_are_one_sentence() -> None:
-    with pytest.raises(UserError, match="its tasks are"):
+    with pytest.raises(UserError, match="its tasks are generation, understanding, text"):
         stage(mixture={"drawing": 1.0})
     with pytest.raises(UserError, match="0 or more"):
         stage(mixture={"text": -1.0})
