@@ -166,8 +166,9 @@ def draw_latents(
     grids = [grid] * (len(prompts) * (2 if drawing.guided else 1))
     x_BnC = torch.randn(len(prompts), count, size, generator=drawing.generator, device=drawing.device)
     x_BnC, kept = (x.to(model.trunk.head.weight.dtype) for x in (x_BnC, model.kept))
-    stride = model.parts.noise_steps // how.steps
-    steps = list(range(0, stride * how.steps, stride))[::-1]
+    count_steps = min(how.steps, model.parts.noise_steps)
+    stride = model.parts.noise_steps // count_steps
+    steps = list(range(0, stride * count_steps, stride))[::-1]
     positions = drawing.turn_B1 + torch.arange(count, device=drawing.device)
     for place, step in enumerate(steps):
         shown = (torch.cat([x_BnC, x_BnC]) if drawing.guided else x_BnC).flatten(0, 1)

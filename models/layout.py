@@ -178,7 +178,7 @@ def prompt(words: list[int], grid: Grid, form: Format, text: TextTokenizer) -> l
 def _picture(made: Document, picture: Picture, form: Format, text: TextTokenizer, weight: float) -> None:
     """Head, payload, eoi."""
     layout, vocabulary = form.layout, form.vocabulary
-    grid = _whole(picture.grids)
+    grid = finest(picture.grids)
     size = raster.size_text(grid, picture.fps, picture.duration_s)
     marked = 0.0 if layout.supervise == "vision" else weight
     begins = raster.head(size, vocabulary, text, layout.marks)
@@ -235,7 +235,7 @@ def _frames(grids: Sequence[Grid]) -> list[list[Grid]]:
     return frames
 
 
-def _whole(grids: Sequence[Grid]) -> Grid:
+def finest(grids: Sequence[Grid]) -> Grid:
     """Frames, rows and columns of the finest grid."""
     if len(grids) == 1:
         return grids[0]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models import flops, raster
-from models.layout import Format, Picture, document, spans
+from models.layout import Format, Picture, document, finest, spans
 from stages.base import Job, Row
 from stages.pack_documents import MIXED, TASKS, Samples, Task, Writer
-from stages.pictures import duration_s, finest
+from stages.pictures import duration_s
 
 if TYPE_CHECKING:
     from models.raster import Grid, TextTokenizer

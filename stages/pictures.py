@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from models.layout import Picture
-from models.raster import Grid
 from models.tokenizers.codes import unpacked
 from stages.base import Row
 
@@ -26,11 +23,6 @@ def picture_of(row: Row, *, features: bool = False) -> Picture:
     size = row["codebook_size"]
     shown = None if row["input_ids"] is None else unpacked(row["input_ids"], size)
     return Picture(grids=grids, ids=unpacked(row["ids"], size), input_ids=shown, fps=fps, duration_s=seconds)
-
-
-def finest(grids: Sequence[Grid]) -> Grid:
-    """Frames, rows and columns of the finest grid."""
-    return grids[0] if len(grids) == 1 else (sum(grid[1:] == (1, 1) for grid in grids), *grids[-1][1:])
 
 
 def duration_s(row: Row) -> float | None:

@@ -30,3 +30,18 @@ def test_contestants_take_turns_and_the_ratio_is_that_of_the_medians():
 @pytest.mark.parametrize("figures", [[1.0, 3.0, 2.0], [2.0]])
 def test_the_figure_of_a_row_is_the_median(figures):
     assert row("x", figures, "s").split()[1] == "2"
+
+
+def test_all_ways_to_pack_train_on_the_same_samples():
+    from benchmarks import packing_steps
+
+    documents = packing_steps.samples(60)
+    lengths = [sum(n for n, _ in packing_steps.spans(one.segments)) for one in documents]
+    for way, packs in packing_steps.ways(documents).items():
+        assert sorted(n for pack in packs for n in pack) == list(range(60)), way
+        most = max(sum(lengths[n] for n in pack) for pack in packs)
+        assert way == "padding" or most <= (2 if way == "ours" else 1) * packing_steps.FIXED
+    padded = packing_steps.batch(documents[:4], padded=True)
+    assert set(padded.lengths) == {max(lengths[:4])}
+    plain = packing_steps.batch(documents[:4], padded=False)
+    assert float(padded.weights_T.sum()) == pytest.approx(float(plain.weights_T.sum()))

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import prompt
+from models.layout import finest, prompt
 from stages import frames
 from stages.base import Job, Row
 from stages.evaluate.subject import Pair, Subject
-from stages.pictures import finest
 
 if TYPE_CHECKING:
     import torch
