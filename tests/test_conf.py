@@ -80,3 +80,22 @@ def test_weights_are_given_by_the_names_that_the_errors_tell(tmp_path):
     assert made.graph.node("finetune").select.dataset == "preferred"
     assert made.graph.node("scores").stage.settings()["weights"].keys() == {"laion"}
     assert "preferences" not in setup(["pipeline=curate"]).graph.names
+
+
+@pytest.mark.parametrize(
+    ("scale", "billions"),
+    [
+        ("emu3-8b", 6.98), ("chameleon-7b", 6.48), ("chameleon-34b", 33.2), ("transfusion-7b", 6.48),
+        ("simplear-0.5b", 0.36), ("simplear-1.5b", 1.31), ("nextflow-7b", 6.53), ("janus-pro-1b", 1.23),
+        ("janus-pro-7b", 6.07),
+    ],
+)  # fmt: skip
+def test_published_scales_have_the_blocks_of_the_published_models(scale, billions):
+    """Parameters of all blocks without tables; 6.98 of Emu3 is model-recipes 1.1, 28 x 233,046,016 of NextFlow 2.2."""
+    from models import flops
+
+    trunk = flops.TrunkShape(**yaml.safe_load((CONF / "scale" / f"{scale}.yaml").read_text())["trunk"])
+    assert trunk.layers * trunk.layer_parameters / 1e9 == pytest.approx(billions, abs=0.05)
+    assert scale != "nextflow-7b" or trunk.layer_parameters == 233_046_016
+    budget = yaml.safe_load((CONF / "scale" / f"{scale}.yaml").read_text())["packs"]
+    assert budget["flops_per_pack"] > flops.causal_cost(trunk, 1, [budget["max_text_tokens"]], 0).train
