@@ -85,7 +85,9 @@ class Picture:
     input_ids: NDArray[np.int64] | None = None
     """What a model is shown instead of `ids` (self-correction)."""
     vectors: NDArray[np.float16] | None = None
-    """(t*h*w, C) latents or features."""
+    """(t*h*w, C) latents, or"""
+    features: bool = False
+    """features of an understanding encoder."""
     fps: float | None = None
     duration_s: float | None = None
 
@@ -185,7 +187,7 @@ def _picture(made: Document, picture: Picture, form: Format, text: TextTokenizer
     made.add(begins, Segment(kind="marks", length=len(begins)), marked)
     ended = 0.0  # nothing predicts what follows a finest scale or a latent: their places predict themselves
     if picture.ids is None:
-        _vectors(made, picture, grid, vocabulary, features=layout.features)
+        _vectors(made, picture, grid, vocabulary)
     elif layout.vision == "scales":
         _scales(made, picture, form, weight)
     else:
@@ -196,10 +198,10 @@ def _picture(made: Document, picture: Picture, form: Format, text: TextTokenizer
     made.add([vocabulary.eoi], Segment(kind="marks", length=1), ended)
 
 
-def _vectors(made: Document, picture: Picture, grid: Grid, vocabulary: Vocabulary, *, features: bool) -> None:
+def _vectors(made: Document, picture: Picture, grid: Grid, vocabulary: Vocabulary) -> None:
     assert picture.vectors is not None
-    (made.features if features else made.latents).append(picture.vectors)
-    kind: Kind = "features" if features else "latents"
+    (made.features if picture.features else made.latents).append(picture.vectors)
+    kind: Kind = "features" if picture.features else "latents"
     places = [vocabulary.pad] * len(picture.vectors)
     made.add(places, Segment(kind=kind, length=len(places), grid=grid), 0.0)
 

@@ -1,7 +1,6 @@
-"""The samples of the packs: what each is and costs, found without its codes; and their documents, built later.
+"""The samples of the packs: what each is and costs, found without its codes: a few hundred bytes each. Not a stage.
 
-Not a stage. First pass: 16-byte places, costs and row numbers only, so that ten million samples fit in memory; second
-pass: the rows of one group at a time.
+Their documents are written later, group by group: pack_documents.py.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ class _Seen:
 
     row: int
     key: bytes
+    label: str
     grids: tuple[Grid, ...]
     features: tuple[Grid, ...]
     size: str
@@ -168,7 +168,7 @@ class Corpus:
         for clip, rows in by_clip.items():
             if clip not in used:
                 for seen in rows:
-                    self.job.reject(seen.key, "", "indices of a clip that has no caption")
+                    self.job.reject(seen.key, seen.label, "indices of a clip that has no caption")
 
     def _understanding(self) -> float:
         """Share of the pairs whose caption comes last."""
@@ -186,7 +186,7 @@ class Corpus:
                 features = ((t, h, w),)
             size = raster.size_text(finest(grids), one["fps"], duration_s(one))
             grids, features, size = (interned.setdefault(x, x) for x in (grids, features, size))
-            seen = _Seen(row, one["key"], grids, features, size, one["size"], one["fps"] is not None)
+            seen = _Seen(row, one["key"], one["label"], grids, features, size, one["size"], one["fps"] is not None)
             found.setdefault(one["parents"][0], []).append(seen)
         return found
 
@@ -240,7 +240,7 @@ class Corpus:
         name = (grids, task, seen.size)
         if name not in self._outlines:
             count = sum(t * h * w for t, h, w in grids)
-            blank = Picture(grids=grids, vectors=np.zeros((count, 1), np.float16))
+            blank = Picture(grids=grids, vectors=np.zeros((count, 1), np.float16), features=read)
             if not read and self.form.layout.vision != "latents":
                 blank = Picture(grids=grids, ids=np.zeros(count, np.int64))
             made = document([blank] if task == "generation" else [blank, []], self.form, self.text)
@@ -250,7 +250,9 @@ class Corpus:
             head = len(self.text.encode(seen.size)) - len(self.text.encode(raster.size_text(finest(grids))))
             head = head if self.form.layout.marks.size and not read else 0
             self._outlines[name] = _Outline(
-                places=total + head, extra=flops.segment_pairs(both) - flops.causal_pairs(total), learnt=learnt + head
+                places=total + head,
+                extra=flops.segment_pairs(both) - flops.causal_pairs(total),
+                learnt=learnt + head * bool(made.weights[1].any()),
             )
         return self._outlines[name]
 

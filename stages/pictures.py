@@ -15,7 +15,7 @@ def picture_of(row: Row, *, features: bool = False) -> Picture:
     if features:
         grid = tuple(row["feature_grid"])
         vectors = np.frombuffer(row["features"], "<f2").reshape(int(np.prod(grid)), -1)
-        return Picture(grids=(grid,), vectors=vectors)
+        return Picture(grids=(grid,), vectors=vectors, features=True)
     grids = tuple(map(tuple, row["grids"]))
     if row["latents"] is not None:
         vectors = np.frombuffer(row["latents"], "<f2").reshape(sum(int(np.prod(grid)) for grid in grids), -1)

@@ -44,7 +44,14 @@ FORMATS = {
         feature_size=FEATURE,
     ),
 }
+FORMATS["unifluid"] = Format(  # features to read, latents to draw
+    layout=Layout(vision="latents", marks=PLAIN, features=True),
+    vocabulary=Vocabulary.compact(256, 0),
+    latent_size=LATENT,
+    feature_size=FEATURE,
+)
 PARTS = {
+    "unifluid": Parts(),
     "emu3": Parts(),
     "chameleon": Parts(z_loss=1e-2),
     "nextflow": Parts(positions="scales", scale_embeddings=True, code_vectors="codebook"),
@@ -78,7 +85,8 @@ def picture_of(name: str, rng: np.random.Generator, *, read: bool = False, film:
     form = FORMATS[name]
     grid = (frames, 2, 4)
     if form.layout.features and read:
-        return Picture(grids=(grid,), vectors=rng.standard_normal((8 * frames, FEATURE)).astype(np.float16))
+        vectors = rng.standard_normal((8 * frames, FEATURE)).astype(np.float16)
+        return Picture(grids=(grid,), vectors=vectors, features=True)
     if form.layout.vision == "latents":
         return Picture(grids=(grid,), vectors=rng.standard_normal((8 * frames, LATENT)).astype(np.float16))
     if form.layout.vision == "scales":
