@@ -27,6 +27,15 @@ class Sink:
         self._held: list[tuple[int, dict[str, float]]] = []
         self._pictures: dict[str, bytes] = {}
         self._stopping = False
+        self._fault: str | None = None
+
+    def blame(self, sentence: str) -> None:
+        """Why the workers left before the last step."""
+        self._fault = self._fault or sentence
+
+    def fault(self) -> str | None:
+        """What was blamed, if anything."""
+        return self._fault
 
     def stop(self) -> None:
         """From now on the workers are to stop."""
@@ -94,7 +103,8 @@ def fit(
     """Run `worker` on so many Ray Train workers until it returns, and meanwhile hand on what it tells its `sink`.
 
     `steps` is what progress counts to, `said` words a step's metrics. A worker that dies: all start again, up to three
-    times, from the last checkpoint. Raises RunError after the fourth, StoppedError where the job was asked to stop.
+    times, from the last checkpoint. Raises RunError after the fourth, and at once where the workers blamed something;
+    StoppedError where the job was asked to stop.
     """
     import ray
     from ray.exceptions import RayError
@@ -128,11 +138,14 @@ def fit(
             job.progress(step, steps, said(metrics))
         for title, png in pictures.items():
             job.picture(title, png)
+    fault: str | None = ray.get(sink.fault.remote())
     ray.kill(sink)
     reached = getattr(job.checkpoints.latest(), "step", 0)
     if job.stopping():
         job.progress(reached, steps, "stopped")  # raises in its own words
         raise StoppedError("training was stopped: the same command goes on from the last checkpoint")
+    if fault is not None:
+        raise RunError(f"{fault}; the last good checkpoint is step {reached}, from which the same command goes on")
     if failed:
         cause = str(failed[0]).strip().splitlines()[-1]
         raise RunError(

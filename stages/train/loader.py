@@ -56,6 +56,8 @@ class Joined:
     """(P, C)."""
     features: NDArray[np.float16] | None
     """(Q, F)."""
+    packs: list[int]
+    """Of each document, which of the packs it stands in."""
     origins: list[tuple[int, int]]
     """Of each picture of latents: the pack's place in the stream, and its number in the pack."""
 
@@ -87,6 +89,16 @@ class Loader:
             order = permuted(order, len(self._row_of_order), key)
         return int(self._row_of_order[order])
 
+    def described(self, step: int, rank: int, world: int, pack: int) -> str:
+        """One pack of a rank at a step, with the rows it was made of, for people."""
+        row = self.rows(step)[rank::world][pack]
+        one = self._reader.take([row], ["key", "parents", "label"]).to_pylist()[0]
+        first = ", ".join(parent.hex()[:12] for parent in one["parents"][:4])
+        return (
+            f"{one['label']} ({one['key'].hex()[:12]}) of {len(one['parents'])} rows ({first} ...:"
+            f" plait why --row {one['parents'][0].hex()[:12]})"
+        )
+
     def batch(self, step: int, rank: int, world: int) -> Joined:
         """What a rank computes at a step."""
         table = self._reader.take(self.rows(step)[rank::world], COLUMNS)
@@ -105,8 +117,18 @@ def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int]) ->
         num_pictures=len(made.latent_grids),
         latents=_vectors([pack["latents"] for pack in packs], form.latent_size),
         features=_vectors([pack["features"] for pack in packs], form.feature_size),
+        packs=[n for n, pack in enumerate(packs) for _ in range(pack["segments"][-1]["document"] + 1)],
         origins=origins,
     )
+
+
+def guilty_packs(made: Joined, nll_T: NDArray[np.floating], squared_N: NDArray[np.floating]) -> list[int]:
+    """Packs with a document whose likelihoods, loss weights, or pictures' errors are not finite."""
+    document_T = np.repeat(np.arange(len(made.places.lengths)), made.places.lengths)
+    strange = {made.packs[d] for d in np.unique(document_T[~(np.isfinite(nll_T) & np.isfinite(made.places.weights))])}
+    first_P = np.unique(made.places.pictures, return_index=True)[1]
+    of_picture = document_T[made.places.latent_at[first_P]] if len(first_P) else first_P
+    return sorted(strange | {made.packs[d] for d in of_picture[~np.isfinite(squared_N)]})
 
 
 def tokens_of(packs: Sequence[Row]) -> Tokens:

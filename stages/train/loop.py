@@ -7,11 +7,13 @@ workers, and nothing in it is a pickle.
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import math
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +22,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from infra.types import UserError
 from models.any_to_any import AnyToAny, Losses, load_weights, save_model
 from models.hf_layout import initial
 from models.layout import Format
 from models.places import Places
 from models.positions import sections
 from models.trunk import TrunkConfig
-from stages.train.loader import Loader, sums_by_modality
+from stages.train.loader import Joined, Loader, guilty_packs, sums_by_modality
 from stages.workers import StopWish
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ def train_worker(config: dict[str, Any]) -> None:
         joined = loader.batch(step, rank, world)
         divisors = global_sum([joined.weight, float(joined.num_pictures)], device).clamp(min=1e-6)
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * schedule(step, stage.warmup, stage.steps)
+            group["lr"] = learning_rate(step, stage)
         torch.manual_seed((stage.seed * 1_000_003 + step) * 4096 + rank)  # dropout
         losses = engine(joined.batch(form, stage.parts, stage.seed, device), divisors.float())
         engine.backward(losses.total * world)
@@ -85,6 +88,9 @@ def train_worker(config: dict[str, Any]) -> None:
 
         # 4. Tell.
         *totals, stops = global_sums([*sums_of(losses, joined.places, form), wish.known()], device)
+        if not math.isfinite(totals[0]):
+            blame(config["sink"], loader, losses, joined, step, rank, world)
+            return
         tokens_seen, clock_tokens = tokens_seen + int(totals[1]), clock_tokens + int(totals[1])
         since_saved += torch.tensor([totals[0], 1.0], dtype=torch.float64)
         if rank == 0 and (step % config["log_every"] == 0 or step == stage.steps):
@@ -111,6 +117,25 @@ def sums_of(losses: Losses, made: Places, form: Format) -> list[float]:
     return [float(losses.total.detach()), sum(made.lengths), *nats, *noise]
 
 
+def blame(sink: Any, loader: Loader, losses: Losses, joined: Joined, step: int, rank: int, world: int) -> None:
+    """Tell the driver which samples made the loss infinite or no number; every rank takes part, weights are as before.
+
+    A document sees no other, so those at fault are those whose own likelihoods or errors are not finite.
+    """
+    packs = guilty_packs(joined, losses.nll_T.cpu().numpy(), losses.squared_N.cpu().numpy())
+    own = [f"rank {rank}, {loader.described(step - 1, rank, world, pack)}" for pack in packs]
+    found: list[list[str]] = [[] for _ in range(world)]
+    dist.all_gather_object(found, own)
+    named = [one for part in found for one in part]
+    everywhere = sum(map(len, found)) == loader.global_batch
+    where = "in every pack: the weights are at fault, lower model.learning_rate" if everywhere else "; ".join(named[:3])
+    if rank == 0:
+        import ray
+
+        ray.get(sink.blame.remote(f"the loss of step {step} is not finite, {where or 'and no sample says why'}"))
+    dist.barrier()
+
+
 def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
     """The model that the settings describe, with its first weights."""
     config = TrunkConfig(
@@ -129,23 +154,44 @@ def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyT
     model = AnyToAny(config, stage.parts, form, size).initialise(stage.seed, code_vectors)
     if stage.init:
         initial(model.trunk, stage.init, form.vocabulary.text_size)
+    freeze(model, stage.frozen)
     return model
+
+
+def freeze(model: AnyToAny, patterns: Sequence[str]) -> None:
+    """No gradient for parameters whose name fits one of the patterns; each must fit one."""
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise UserError(f"model.frozen has {pattern!r}, which fits no parameter: names are such as {', '.join(list(names)[:3])}")  # fmt: skip  # noqa: E501
+        for name in found:
+            names[name].requires_grad_(False)
 
 
 def parameter_groups(model: AnyToAny, stage: Model) -> list[dict[str, Any]]:
     """Matrices and convolutions with weight decay; norms (those of each head have 3 dimensions) and biases without."""
-    decayed = {name: p.ndim >= 2 and "norm" not in name for name, p in model.named_parameters()}
-    return [
-        {"params": [p for name, p in model.named_parameters() if decayed[name] is yes], "weight_decay": weight}
+    learnt = trained(model)
+    decayed = {name: p.ndim >= 2 and "norm" not in name for name, p in learnt.items()}
+    groups = [
+        {"params": [p for name, p in learnt.items() if decayed[name] is yes], "weight_decay": weight}
         for yes, weight in ((True, stage.weight_decay), (False, 0.0))
     ]
+    return [group for group in groups if group["params"]]
 
 
-def schedule(step: int, warmup: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine to zero at the end."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def trained(model: AnyToAny) -> dict[str, torch.nn.Parameter]:
+    """Parameters that are not frozen, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def learning_rate(step: int, stage: Model) -> float:
+    """Linear warm-up to the peak, then by the schedule to `final_learning_rate` at the end."""
+    if step < stage.warmup:
+        return stage.learning_rate * (step + 1) / stage.warmup
+    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    share = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[stage.schedule]
+    return stage.final_learning_rate + (stage.learning_rate - stage.final_learning_rate) * share
 
 
 def zero_engine(model: AnyToAny, optimizer: torch.optim.AdamW, stage: Model, device: torch.device) -> Any:
@@ -193,11 +239,11 @@ def step_metrics(totals: list[float]) -> dict[str, float]:
 
 
 def gathered(model: AnyToAny) -> dict[str, Tensor]:
-    """Adam's moments of every parameter, whole, gathered from the ranks' shards; a collective call."""
+    """Adam's moments of every trained parameter, whole, gathered from the ranks' shards; a collective call."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     whole: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         for moment in _MOMENTS:
             tensor: Any = safe_get_full_optimizer_state(parameter, moment)
             whole[f"{name}.{moment}"] = tensor.cpu().contiguous()
@@ -218,7 +264,7 @@ def set_moments(engine: Any, optimizer: torch.optim.AdamW, moments: dict[str, Te
     zero._lazy_init_hp_params_optimizer_state()
     if moments is None:
         return
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in trained(engine.module).items():
         for moment in _MOMENTS:
             safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
 

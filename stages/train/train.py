@@ -61,9 +61,15 @@ class Model(JobStage):
     global_batch: int = 4
     """Packs a step."""
     learning_rate: float = 3e-3
-    """Peak of AdamW's; warm-up, then a cosine to zero."""
+    """Peak of AdamW's."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """From the peak, after the warm-up."""
+    final_learning_rate: float = 0.0
+    """At the last step, but for a constant schedule."""
     warmup: int = 20
     """Steps of linear warm-up."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of names of parameters that are not trained, as trunk.* in the first stage of Janus."""
     weight_decay: float = 0.1
     """On matrices."""
     clip: float = 1.0

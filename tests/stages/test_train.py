@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.types import StoppedError, UserError
+from infra.types import RunError, StoppedError, UserError
 from models.flops import TrunkShape
 from models.layout import Format, Layout
 from models.recipe import Parts
@@ -224,3 +224,93 @@ def test_training_can_begin_with_a_published_decoder(tmp_path: Path) -> None:
         ours = model.logits(model.trunk(model.embed(ids), torch.arange(40)[None], DocumentAttention([40])))
         torch.testing.assert_close(ours[..., :40], theirs(ids).logits, rtol=1e-4, atol=1e-4)
     assert model.trunk.embedding.weight.shape[0] == form.vocabulary.size == 60
+
+
+def test_a_document_that_is_not_finite_names_its_pack_and_no_other(packs: pa.Table) -> None:
+    made = loader_of(packs, 4).batch(2, 1, 2)
+    nll = np.zeros(sum(made.places.lengths))
+    from stages.train.loader import guilty_packs
+
+    assert guilty_packs(made, nll, np.zeros(0)) == []
+    second = next(n for n, pack in enumerate(made.packs) if pack == 1)
+    nll[sum(made.places.lengths[:second])] = np.inf
+    assert guilty_packs(made, nll, np.zeros(0)) == [1]
+    said = loader_of(packs, 4).described(2, 1, 2, 1)
+    row = packs.slice(loader_of(packs, 4).rows(2)[3], 1).to_pylist()[0]
+    assert row["key"].hex()[:12] in said and row["parents"][0].hex()[:12] in said and "plait why --row" in said
+
+
+@dataclass(frozen=True)
+class PoisonedReader(FakeReader):
+    """One pack's loss weights are no numbers, as a broken row would make them."""
+
+    row: int
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        table = super().take(rows, columns)
+        if self.row not in rows or "loss_weights" not in columns:
+            return table
+        found = table.to_pylist()
+        weights = found[list(rows).index(self.row)]["loss_weights"]
+        weights[3] = float("nan")
+        return pa.Table.from_pylist(found, table.schema)
+
+
+@dataclass
+class PoisonedJob(FakeJob):
+    row: int = -1
+
+    def reader(self, dataset: str) -> FakeReader:
+        return PoisonedReader(self.tables[dataset], self.row)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_in_one_sentence_that_names_rank_pack_and_rows(
+    tmp_path: Path, packs: pa.Table, local_ray: None
+) -> None:
+    """Nothing of that step is saved: the same command goes on from the last good checkpoint once the row is gone."""
+    guilty = loader_of(packs, 4).rows(DIES_AT)[1]
+    poisoned = PoisonedJob(tmp_path, {"packs": packs}, num_workers=2, row=guilty)
+    with pytest.raises(RunError) as caught:
+        list(STAGE.run(poisoned))
+    said = str(caught.value)
+    row = packs.slice(guilty, 1).to_pylist()[0]
+    assert f"loss of step {DIES_AT + 1} is not finite, rank 1" in said and "last good checkpoint is step 4" in said
+    assert row["key"].hex()[:12] in said and row["parents"][0].hex()[:12] in said
+    healed = FakeJob(tmp_path, {"packs": packs}, num_workers=2)
+    assert [row["step"] for row in STAGE.run(healed)] == [4, 8, 10]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"), [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)]
+)
+def test_learning_rates_by_hand(schedule: str, middle: float, end: float) -> None:
+    from stages.train.loop import learning_rate
+
+    given = {"learning_rate": 1.0, "final_learning_rate": 0.1, "warmup": 4, "steps": 104, "schedule": schedule}
+    stage = dataclasses.replace(STAGE, **given)
+    assert [learning_rate(step, stage) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate(54, stage) == pytest.approx(middle) and learning_rate(104, stage) == pytest.approx(end)
+
+
+@pytest.mark.slow
+def test_what_is_frozen_stays_and_the_rest_learns_and_goes_on_after_a_checkpoint(
+    tmp_path: Path, packs: pa.Table, local_ray: None
+) -> None:
+    from models.any_to_any import load_model
+
+    stage = dataclasses.replace(STAGE, steps=4, checkpoint_every=2, frozen=("trunk.blocks.0.*", "*norm*"))
+    list(stage.run(FakeJob(tmp_path, {"packs": packs}, num_workers=1)))
+    again = dataclasses.replace(stage, steps=6)  # goes on from step 4, with moments of what learns alone
+    list(again.run(FakeJob(tmp_path, {"packs": packs}, num_workers=1)))
+    before, after = (load_model(tmp_path / "checkpoints" / f"step-{step:06d}")[0].state_dict() for step in (2, 6))
+    still = {name for name in before if (before[name] == after[name]).all()}
+    assert still == {name for name in before if name.startswith("trunk.blocks.0.") or "norm" in name}
+
+
+def test_a_pattern_that_fits_nothing_is_one_sentence() -> None:
+    from stages.train.loop import first_model
+
+    form = Format(layout=Layout(vision="codes"), vocabulary=Vocabulary.compact(40, 12))
+    with pytest.raises(UserError, match=r"model.frozen has 'head.\*', which fits no parameter"):
+        first_model(dataclasses.replace(STAGE, frozen=("head.*",)), form, None)
