@@ -214,5 +214,5 @@ def test_a_killed_actor_or_training_worker_costs_time_and_no_row(killed, last, t
         output = plait(*arguments, cwd=tmp_path, timeout=300).stdout
     again = json.loads(output.strip().splitlines()[-1])
     assert again["ok"]
-    for stage in again["stages"]:
+    for stage in (s for s in again["stages"] if s["state"] != "skipped"):
         assert stage["quarantined"] == (2 if stage["name"] == "videos" else 0), stage

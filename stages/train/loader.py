@@ -26,6 +26,7 @@ from stages.base import Reader, Row
 
 COLUMNS = ("tokens", "shown", "loss_weights", "segments", "latents", "features")
 _ROUNDS = 4
+MAX_SCALES = 32
 
 
 def permuted(index: int, size: int, key: bytes) -> int:
@@ -160,6 +161,14 @@ def _num_pictures(pack: Row) -> int:
 def _vectors(parts: Sequence[bytes | None], size: int) -> NDArray[np.float16] | None:
     found = b"".join(part for part in parts if part is not None)
     return np.frombuffer(found, "<f2").reshape(-1, size) if found else None
+
+
+def sums_by_scale(nll_T: NDArray[np.float64], made: Places) -> list[float]:
+    """Sum of nats and number of supervised codes, of each scale that has places (2 x `MAX_SCALES` numbers)."""
+    found = np.zeros((MAX_SCALES, 2))
+    learnt = made.weights[made.scale_at] > 0
+    np.add.at(found, made.scales[learnt, 0], np.stack([nll_T[made.scale_at[learnt]], np.ones(learnt.sum())], 1))
+    return found.ravel().tolist()
 
 
 def sums_by_modality(

@@ -29,7 +29,7 @@ from models.layout import Format
 from models.places import Places
 from models.positions import sections
 from models.trunk import TrunkConfig
-from stages.train.loader import Joined, Loader, guilty_packs, sums_by_modality
+from stages.train.loader import Joined, Loader, guilty_packs, sums_by_modality, sums_by_scale
 from stages.workers import StopWish
 
 if TYPE_CHECKING:
@@ -111,10 +111,13 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def sums_of(losses: Losses, made: Places, form: Format) -> list[float]:
-    """What `step_metrics` reads: loss, places, nats and tokens of each modality, errors and number of pictures."""
-    nats = sums_by_modality(losses.nll_T.double().cpu().numpy(), made.targets, made.weights, form.vocabulary)
+    """What `step_metrics` reads: loss, places, nats and tokens of each modality, errors and number of pictures; of a
+    recipe with scales also nats and codes of each scale but the first, which has no places of its own."""
+    nll_T = losses.nll_T.double().cpu().numpy()
+    nats = sums_by_modality(nll_T, made.targets, made.weights, form.vocabulary)
     noise = [float(losses.squared_N.sum()), len(losses.squared_N)]
-    return [float(losses.total.detach()), sum(made.lengths), *nats, *noise]
+    scales = sums_by_scale(nll_T, made) if form.layout.vision == "scales" else []
+    return [float(losses.total.detach()), sum(made.lengths), *nats, *noise, *scales]
 
 
 def blame(sink: Any, loader: Loader, losses: Losses, joined: Joined, step: int, rank: int, world: int) -> None:
@@ -233,8 +236,9 @@ def global_sums(values: list[float], device: torch.device) -> list[float]:
 
 def step_metrics(totals: list[float]) -> dict[str, float]:
     """Weighted loss, plain nats per token of text and of vision, and the mean squared error of noise."""
-    loss, _, text, num_text, _, _, vision, num_vision, noise, num_pictures = totals
+    loss, _, text, num_text, _, _, vision, num_vision, noise, num_pictures, *scales = totals
     parts = {"loss/text": (text, num_text), "loss/vision": (vision, num_vision), "loss/noise": (noise, num_pictures)}
+    parts |= {f"loss/scale_{n:02d}": pair for n, pair in enumerate(zip(scales[::2], scales[1::2], strict=True))}
     return {"loss": loss} | {name: total / count for name, (total, count) in parts.items() if count}
 
 

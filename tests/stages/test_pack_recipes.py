@@ -249,3 +249,18 @@ def test_strange_mixtures_are_one_sentence() -> None:
         stage(mixture={"drawing": 1.0})
     with pytest.raises(UserError, match="0 or more"):
         stage(mixture={"text": -1.0})
+
+
+def test_nats_by_scale_add_up_to_those_of_all_codes_but_the_first(tmp_path: Path) -> None:
+    from models.vocabulary import VISION
+    from stages.train.loader import sums_by_modality, sums_by_scale
+
+    rows, _ = pack(tmp_path, tables("scales"), stage(LAYOUTS["scales"]))
+    form = Format.from_json(rows[0]["format"])
+    made = joined(table_of(rows, Packs.schema, "packs"), form, 64.0, range(len(rows))).places
+    nats = np.random.default_rng(0).random(len(made.targets))
+    by_scale = np.array(sums_by_scale(nats, made)).reshape(-1, 2)
+    whole = list(sums_by_modality(nats, made.targets, made.weights, form.vocabulary))[2 * VISION :]
+    coarsest = np.setdiff1d(np.flatnonzero(form.vocabulary.modality(made.targets) == VISION), made.scale_at)
+    assert by_scale[0].tolist() == [0, 0] and (by_scale[1:3, 1] == np.array([4, 16]) * len(coarsest)).all()
+    assert by_scale.sum(0) == pytest.approx([whole[0] - nats[coarsest].sum(), whole[1] - len(coarsest)])
