@@ -68,6 +68,7 @@ class Corpus:
         texts = list(self._texts())
         mixed = list(self._mixed()) if MIXED in self.readers else []
         of_pairs, of_texts, of_mixed = self._repeats(len(pairs), sum(len(p) for *_, p in texts), len(mixed))
+        self.job.summary({"times_seen/pairs": of_pairs, "times_seen/texts": of_texts, "times_seen/mixed": of_mixed})
         used = {pair[0][1] for pair in pairs if self._add_pair(found, pair, of_pairs * self._times(pair[0][2]))}
         for key, label in dict.fromkeys((caption[1], caption[2]) for caption, *_ in pairs):
             if key not in used:
