@@ -108,10 +108,11 @@ def _prepare(where: str | None) -> None:
 
 def _apply_now() -> None:
     from ray._private import ray_constants
-    from ray._raylet import Config  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ONLY_LOOPBACK, "1") != "0"
     Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()  # else an earlier Ray's token goes to servers that ask for ours
 
 
 def token_is_given() -> bool:

@@ -31,6 +31,17 @@ except PlaitError as error:
 """
 
 
+AGAIN = """
+import os
+from infra.cluster import connect, disconnect
+for token in ("a" * 32, "b" * 32):
+    os.environ["RAY_AUTH_TOKEN"] = token
+    ray = connect(None, 2)
+    print(ray.get(ray.remote(lambda: "a task ran").remote()))
+    disconnect()
+"""
+
+
 def clean(home: Path, **more: str) -> dict[str, str]:
     """An environment without any Ray but this one."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -143,3 +154,11 @@ def test_a_ray_of_our_own_listens_on_loopback_alone(ray):
     assert len(daemons) >= 2
     heard = [c.laddr.ip for p in daemons for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert heard and {ip.removeprefix("::ffff:") for ip in heard} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_second_ray_of_one_process_takes_the_token_that_is_set_by_then(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN], env=clean(tmp_path), capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.stdout.split("\n")[:2] == ["a task ran"] * 2, done.stderr

@@ -123,21 +123,9 @@ class StoppedJob(FakeJob):
         return any(step > STAGE.checkpoint_every for step, _ in self.logged)
 
 
-@pytest.fixture(scope="module")
-def local_ray():
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
-
-
 @pytest.mark.slow
 def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
-    tmp_path: Path, packs: pa.Table, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, packs: pa.Table, ray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
     calm = FakeJob(tmp_path / "calm", {"packs": packs}, num_workers=1)
@@ -168,7 +156,7 @@ def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
 
 @pytest.mark.slow
 def test_training_stops_between_two_steps_when_it_is_asked_to_and_keeps_its_checkpoints(
-    tmp_path: Path, packs: pa.Table, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, packs: pa.Table, ray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
     job = StoppedJob(tmp_path, {"packs": packs}, num_workers=2)
@@ -266,7 +254,7 @@ class PoisonedJob(FakeJob):
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_in_one_sentence_that_names_rank_pack_and_rows(
-    tmp_path: Path, packs: pa.Table, local_ray: None
+    tmp_path: Path, packs: pa.Table, ray
 ) -> None:
     """Nothing of that step is saved: the same command goes on from the last good checkpoint once the row is gone."""
     guilty, stage = loader_of(packs, 4).rows(1)[1], dataclasses.replace(STAGE, steps=4, checkpoint_every=1)
@@ -295,7 +283,7 @@ def test_learning_rates_by_hand(schedule: str, middle: float, end: float) -> Non
 
 @pytest.mark.slow
 def test_what_is_frozen_stays_and_the_rest_learns_and_goes_on_after_a_checkpoint(
-    tmp_path: Path, packs: pa.Table, local_ray: None
+    tmp_path: Path, packs: pa.Table, ray
 ) -> None:
     from models.any_to_any import load_model
 
