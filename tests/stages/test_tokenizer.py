@@ -21,7 +21,6 @@ from stages.tokenizer.samples import Samples
 from stages.tokenizer.tokenizer import Tokenizer
 from tests.stages.fake_job import FakeJob, FakeReader
 from tests.stages.shapes_world import world
-from tests.stages.test_train import local_ray  # noqa: F401 - a fixture
 from tests.tokenizers import vq_shape
 
 STAGE = Tokenizer(
@@ -172,11 +171,7 @@ def test_a_sample_of_a_film_is_neighbouring_frames_and_a_still_is_repeated(clips
 
 
 @pytest.mark.slow
-def test_two_workers_train_the_tokenizer_of_one(
-    tmp_path: Path,
-    clips: pa.Table,
-    local_ray: None,  # noqa: F811
-) -> None:
+def test_two_workers_train_the_tokenizer_of_one(tmp_path: Path, clips: pa.Table, ray) -> None:
     jobs = [FakeJob(tmp_path / str(n), {"clips": clips}, num_workers=n) for n in (1, 2)]
     for job in jobs:
         (row,) = STAGE.run(job)
