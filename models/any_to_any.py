@@ -195,6 +195,9 @@ class AnyToAny(nn.Module):
     def forward(self, batch: Batch, divisors_2: Tensor, ranks: SequenceRanks = ALONE) -> Losses:
         """Losses over the divisors. Of ranks that share the batch, each gives its share of them (see `Losses`), and
         the gradients that it leaves are shares too: what is wanted is their sum over the ranks, not their mean."""
+        # First of all, hence last in the backward pass: only then are the gradients of what not every batch uses ready,
+        # and all become so in one order on every rank. ZeRO-2 adds up buckets filled in that order, whatever it is.
+        unused = sum(p.sum() for n, p in self.named_parameters() if not n.startswith("trunk."))
         share = ranks.share(batch)
         hidden_TD, seen_PC = self.hidden(batch, None, share)
         total, nll_T = self._cross_entropy(hidden_TD, share.batch, divisors_2[0])
@@ -207,8 +210,7 @@ class AnyToAny(nn.Module):
             sums_N = sums_N.index_add(0, batch.pictures_P[share.begun_of_all], error_P)
             squared_N = sums_N / torch.bincount(batch.pictures_P)
             total = total + self.parts.diffusion_weight * squared_N.sum() / divisors_2[1]
-        untouched = sum(p.sum() for n, p in self.named_parameters() if not n.startswith("trunk."))
-        return Losses(total + 0.0 * untouched, nll_T, squared_N.detach())
+        return Losses(total + 0.0 * unused, nll_T, squared_N.detach())
 
     def _cross_entropy(self, hidden_TD: Tensor, batch: Batch, divisor: Tensor) -> tuple[Tensor, Tensor]:
         given = {"z_loss": self.parts.z_loss}
