@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from models.attention import Attend, DocumentAttention
 from models.batch import Batch
@@ -27,20 +28,23 @@ from models.layout import Format
 from models.objectives import linear_cross_entropy
 from models.recipe import Parts
 from models.trunk import CONFIG_FILE, WEIGHTS_FILE, Trunk, TrunkConfig
+from models.ulysses import ALONE, SequenceRanks, Share
 
 _CODE_STD = 0.02
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What one pass gives."""
+    """What one pass gives. Where S ranks share a batch (models/ulysses.py) each gives its own share, of the same
+    shapes: added up over the S ranks they are those of one rank by itself."""
 
     total: Tensor
     """Scalar, over the divisors."""
     nll_T: Tensor  # noqa: N815
-    """(T) nats of each target, 0 where nothing is predicted; no gradient."""
+    """(T) nats of each target, 0 where nothing is predicted, and in other ranks' places; no gradient."""
     squared_N: Tensor  # noqa: N815
-    """(N) mean squared error of the noise of each picture of latents; no gradient."""
+    """(N) mean squared error of the noise of each picture of latents, 0 of those that begin in other ranks' places; no
+    gradient."""
 
 
 class AnyToAny(nn.Module):
@@ -140,8 +144,36 @@ class AnyToAny(nn.Module):
         first, size = self.form.vocabulary.visual_offset, self.form.vocabulary.codebook_size
         return hidden @ self.trunk.head.weight[first : first + size].T
 
-    def hidden(self, batch: Batch, attend: Attend | None = None) -> tuple[Tensor, Tensor | None]:
-        """(T, D) after the trunk, and (P, C) the noise it sees in the latents."""
+    def hidden(
+        self, batch: Batch, attend: Attend | None = None, share: Share | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(T, D) after the trunk, and (P, C) the noise it sees in the latents; of a rank's share of the batch, those of
+        its places, and of the pictures that begin there."""
+        share = share or ALONE.share(batch)
+        own, x_TD = share.batch, self._shown(share.batch)
+        entered = None
+        if own.latent_grids:
+            entered = self._enter(own)
+            assert share.latent_at_R is not None
+            x_TD = x_TD.index_copy(0, share.latent_at_R, entered[0][share.inside].to(x_TD.dtype))
+        if share.ranks.size > 1 and not x_TD.requires_grad:
+            # Nothing that stands here is learnt, but on other ranks it may be: gradients must come and go here too.
+            x_TD.requires_grad_()
+        attend = share.ranks.attend(attend or attention_of(batch, x_TD), len(batch.tokens_T))
+        hidden_TD = self.trunk(x_TD[None], own.positions_TA[None], attend)[0]
+        if share.latent_at_R is None:
+            return hidden_TD, None
+        left_PD = share.whole_pictures(hidden_TD[share.latent_at_R])
+        if entered is None or not len(left_PD):
+            # No picture begins here, but the backward pass of the exchange needs every rank: so the graph goes through.
+            return hidden_TD, left_PD.sum() * hidden_TD.new_zeros(0, self.form.latent_size)
+        assert own.latent_grids is not None
+        _, time_PD, kept = entered
+        grids, kept = own.latent_grids[share.begun], kept[share.begun]
+        return hidden_TD, self.patches.leave(left_PD, time_PD[share.begun_rows], grids, kept)
+
+    def _shown(self, batch: Batch) -> Tensor:
+        """(T, D): what stands at each place, latents aside."""
         x_TD = self.embed(batch.tokens_T)
         if batch.scale_at_S is not None:
             assert batch.blend_S4 is not None and batch.shares_S4 is not None and batch.scales_S2 is not None
@@ -150,17 +182,7 @@ class AnyToAny(nn.Module):
         if batch.feature_at_Q is not None:
             assert batch.features_QF is not None
             x_TD = x_TD.index_copy(0, batch.feature_at_Q, self.feature_in(batch.features_QF).to(x_TD.dtype))
-        entered = None
-        if batch.latent_at_P is not None:
-            entered = self._enter(batch)
-            x_TD = x_TD.index_copy(0, batch.latent_at_P, entered[0].to(x_TD.dtype))
-        attend = attend or attention_of(batch, x_TD)
-        hidden_TD = self.trunk(x_TD[None], batch.positions_TA[None], attend)[0]
-        if entered is None:
-            return hidden_TD, None
-        assert batch.latent_at_P is not None and batch.latent_grids is not None
-        _, time_PD, kept = entered
-        return hidden_TD, self.patches.leave(hidden_TD[batch.latent_at_P], time_PD, batch.latent_grids, kept)
+        return x_TD
 
     def _enter(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
         assert batch.clean_PC is not None and batch.noise_PC is not None
@@ -170,19 +192,25 @@ class AnyToAny(nn.Module):
         entered_PD, kept = self.patches.enter(shown_PC, time_PD, batch.latent_grids)
         return entered_PD, time_PD, kept
 
-    def forward(self, batch: Batch, divisors_2: Tensor) -> Losses:
-        """Losses over the divisors."""
-        hidden_TD, seen_PC = self.hidden(batch)
-        total, nll_T = self._cross_entropy(hidden_TD, batch, divisors_2[0])
+    def forward(self, batch: Batch, divisors_2: Tensor, ranks: SequenceRanks = ALONE) -> Losses:
+        """Losses over the divisors. Of ranks that share the batch, each gives its share of them (see `Losses`), and
+        the gradients that it leaves are shares too: what is wanted is their sum over the ranks, not their mean."""
+        # First of all, hence last in the backward pass: only then are the gradients of what not every batch uses ready,
+        # and all become so in one order on every rank. ZeRO-2 adds up buckets filled in that order, whatever it is.
+        unused = sum(p.sum() for n, p in self.named_parameters() if not n.startswith("trunk."))
+        share = ranks.share(batch)
+        hidden_TD, seen_PC = self.hidden(batch, None, share)
+        total, nll_T = self._cross_entropy(hidden_TD, share.batch, divisors_2[0])
+        nll_T = pad(nll_T, (share.places.start, len(batch.tokens_T) - share.places.stop))
         squared_N = total.new_zeros(0)
         if seen_PC is not None:
             assert batch.noise_PC is not None and batch.pictures_P is not None
-            error_P = (seen_PC.float() - batch.noise_PC).square().mean(1)
-            sums_N = error_P.new_zeros(len(batch.latent_grids or ())).index_add(0, batch.pictures_P, error_P)
+            error_P = (seen_PC.float() - batch.noise_PC[share.begun_of_all]).square().mean(1)
+            sums_N = error_P.new_zeros(len(batch.latent_grids or ()))
+            sums_N = sums_N.index_add(0, batch.pictures_P[share.begun_of_all], error_P)
             squared_N = sums_N / torch.bincount(batch.pictures_P)
             total = total + self.parts.diffusion_weight * squared_N.sum() / divisors_2[1]
-        untouched = sum(p.sum() for n, p in self.named_parameters() if not n.startswith("trunk."))
-        return Losses(total + 0.0 * untouched, nll_T, squared_N.detach())
+        return Losses(total + 0.0 * unused, nll_T, squared_N.detach())
 
     def _cross_entropy(self, hidden_TD: Tensor, batch: Batch, divisor: Tensor) -> tuple[Tensor, Tensor]:
         given = {"z_loss": self.parts.z_loss}

@@ -177,3 +177,23 @@ def test_weights_without_a_predictor_are_never_counted() -> None:
             _, _, weights = one.joined()
             assert places_of([one]).weights.sum() == pytest.approx(weights.sum(), rel=1e-6), (name, kind)
             assert replace(one.segments[0]).kind == "text"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_become_ready_in_one_order_whatever_a_batch_has(name: str) -> None:
+    """ZeRO-2 fills its buckets in that order and adds them up over ranks place by place: of ranks whose orders differ,
+    gradients of different parameters would be added up."""
+
+    def order(kinds: tuple[str, ...]) -> list[str]:
+        model, ready = model_of(name), []
+        for name_of, parameter in model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, own=name_of: ready.append(own))
+        _, batch = batch_in_double(
+            name, [document_of(name, n, kind) for n, kind in enumerate(kinds)], range(len(kinds))
+        )
+        model(batch, DIVISORS).total.backward()
+        return ready
+
+    orders = [order(kinds) for kinds in (("text",), ("drawn",), ("read",), ("two", "film", "text", "read"))]
+    assert all(one == orders[0] for one in orders)
+    assert len(orders[0]) == len(dict(model_of(name).named_parameters()))
