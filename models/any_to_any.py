@@ -23,9 +23,9 @@ from torch.nn.functional import pad
 
 from models.attention import Attend, DocumentAttention
 from models.batch import Batch
-from models.diffusion import LinearPatches, TimeEmbedding, UnetPatches, kept_share, noised, sinusoids
+from models.diffusion import PATCH, LinearPatches, TimeEmbedding, UnetPatches, kept_share, noised, sinusoids
 from models.layout import Format
-from models.objectives import linear_cross_entropy
+from models.objectives import Head, Wanted
 from models.recipe import Parts
 from models.trunk import CONFIG_FILE, WEIGHTS_FILE, Trunk, TrunkConfig
 from models.ulysses import ALONE, SequenceRanks, Share
@@ -50,8 +50,6 @@ class Losses:
 class AnyToAny(nn.Module):
     """Trunk, embedders, heads and objectives in one forward call, so that every parameter is used on every rank."""
 
-    kept: Tensor
-    """(steps) share of the picture's variance at each noise step."""
     code_vectors: Tensor
     """(K, size) the tokenizer's codebook, of a model with a head of its own for codes."""
     patches: LinearPatches | UnetPatches
@@ -68,13 +66,13 @@ class AnyToAny(nn.Module):
         if form.latent_size:
             self.time = TimeEmbedding(width)
             self.patches = (UnetPatches if parts.patches == "unet" else LinearPatches)(form.latent_size, width)
-            self.register_buffer("kept", kept_share(parts.noise_steps), persistent=False)
+            self.kept = kept_share(parts.noise_steps)  # (steps) no buffer: a model in bfloat16 would round it
         if form.feature_size:
             self.feature_in = _mlp(form.feature_size, width, width)
         if self.own_codes:
             self.code_in = _mlp(code_size, width, width)
             self.code_head = nn.Sequential(nn.Linear(width, width), nn.GELU())
-            self.code_out = nn.Linear(width, form.vocabulary.codebook_size, bias=False)
+            self.code_out = Head(width, form.vocabulary.codebook_size)
             self.register_buffer("code_vectors", torch.zeros(form.vocabulary.codebook_size, code_size))
 
     @property
@@ -118,7 +116,7 @@ class AnyToAny(nn.Module):
         code = tokens - vocabulary.visual_offset
         drawn = (code >= 0) & (code < vocabulary.codebook_size)
         return torch.where(
-            drawn[..., None], self.code_in(self.code_vectors[code.clamp(0, len(self.code_vectors) - 1)]), x
+            drawn[..., None], self.code_in(self.code_vectors[code.clamp(0, len(self.code_vectors) - 1)].to(x.dtype)), x
         )
 
     def embed_scales(self, blend_S4: Tensor, shares_S4: Tensor, scales_S2: Tensor) -> Tensor:
@@ -148,56 +146,76 @@ class AnyToAny(nn.Module):
         self, batch: Batch, attend: Attend | None = None, share: Share | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(T, D) after the trunk, and (P, C) the noise it sees in the latents; of a rank's share of the batch, those of
-        its places, and of the pictures that begin there."""
+        its places, and of the pictures that begin there.
+
+        A part that has nothing to do here runs all the same, at its place in the order, and adds zeros: ranks whose
+        batches differ must make their gradients in one order, since ZeRO adds them up by place (those of different
+        parameters would be summed), and shards of weights are gathered by all or by none (DeepSpeed#5008).
+        """
         share = share or ALONE.share(batch)
-        own, x_TD = share.batch, self._shown(share.batch)
-        entered = None
-        if own.latent_grids:
-            entered = self._enter(own)
-            assert share.latent_at_R is not None
-            x_TD = x_TD.index_copy(0, share.latent_at_R, entered[0][share.inside].to(x_TD.dtype))
+        own = share.batch
+        x_TD = self._with_features(self._with_scales(self.embed(own.tokens_T), own), own)
+        if not self.form.latent_size:
+            return self._through(x_TD, batch, share, attend), None
+        entered_PD, time_PD, kept = self._enter(own)
+        if share.latent_at_R is None or not own.latent_grids:
+            x_TD = x_TD + 0.0 * entered_PD.sum()
+        else:
+            x_TD = x_TD.index_copy(0, share.latent_at_R, entered_PD[share.inside].to(x_TD.dtype))
+        hidden_TD = self._through(x_TD, batch, share, attend)
+        left_PD = hidden_TD[:0]
+        if share.latent_at_R is not None:
+            left_PD = share.whole_pictures(hidden_TD[share.latent_at_R])
+        if len(left_PD):
+            rows, grids = share.begun_rows, (own.latent_grids or [])[share.begun]
+            skips = kept[rows.start * PATCH**2 : rows.stop * PATCH**2]
+            return hidden_TD, self.patches.leave(left_PD, time_PD[rows], grids, skips)
+        idle_1D = 0.0 * (hidden_TD[:1] + left_PD.sum())  # the exchange of pictures, too, has every rank on its way back
+        seen_1C = self.patches.leave(idle_1D, time_PD[:1], [(1, 1, 1)], kept[: PATCH**2])
+        return hidden_TD + 0.0 * seen_1C.sum(), None if share.latent_at_R is None else seen_1C[:0]
+
+    def _through(self, x_TD: Tensor, batch: Batch, share: Share, attend: Attend | None) -> Tensor:
         if share.ranks.size > 1 and not x_TD.requires_grad:
             # Nothing that stands here is learnt, but on other ranks it may be: gradients must come and go here too.
             x_TD.requires_grad_()
         attend = share.ranks.attend(attend or attention_of(batch, x_TD), len(batch.tokens_T))
-        hidden_TD = self.trunk(x_TD[None], own.positions_TA[None], attend)[0]
-        if share.latent_at_R is None:
-            return hidden_TD, None
-        left_PD = share.whole_pictures(hidden_TD[share.latent_at_R])
-        if entered is None or not len(left_PD):
-            # No picture begins here, but the backward pass of the exchange needs every rank: so the graph goes through.
-            return hidden_TD, left_PD.sum() * hidden_TD.new_zeros(0, self.form.latent_size)
-        assert own.latent_grids is not None
-        _, time_PD, kept = entered
-        grids, kept = own.latent_grids[share.begun], kept[share.begun]
-        return hidden_TD, self.patches.leave(left_PD, time_PD[share.begun_rows], grids, kept)
+        return self.trunk(x_TD[None], share.batch.positions_TA[None], attend)[0]
 
-    def _shown(self, batch: Batch) -> Tensor:
-        """(T, D): what stands at each place, latents aside."""
-        x_TD = self.embed(batch.tokens_T)
+    def _with_scales(self, x_TD: Tensor, batch: Batch) -> Tensor:
         if batch.scale_at_S is not None:
             assert batch.blend_S4 is not None and batch.shares_S4 is not None and batch.scales_S2 is not None
-            scales_SD = self.embed_scales(batch.blend_S4, batch.shares_S4, batch.scales_S2)
-            x_TD = x_TD.index_copy(0, batch.scale_at_S, scales_SD.to(x_TD.dtype))
+            scales_SD = self.embed_scales(batch.blend_S4, batch.shares_S4.to(x_TD.dtype), batch.scales_S2)
+            return x_TD.index_copy(0, batch.scale_at_S, scales_SD.to(x_TD.dtype))
+        if not self.parts.scale_embeddings:
+            return x_TD
+        blend_14 = batch.tokens_T.new_zeros(1, 4)
+        return x_TD + 0.0 * self.embed_scales(blend_14, x_TD.new_zeros(1, 4), blend_14[:, :2]).sum()
+
+    def _with_features(self, x_TD: Tensor, batch: Batch) -> Tensor:
         if batch.feature_at_Q is not None:
             assert batch.features_QF is not None
-            x_TD = x_TD.index_copy(0, batch.feature_at_Q, self.feature_in(batch.features_QF).to(x_TD.dtype))
-        return x_TD
+            return x_TD.index_copy(0, batch.feature_at_Q, self.feature_in(batch.features_QF.to(x_TD.dtype)))
+        if not self.form.feature_size:
+            return x_TD
+        return x_TD + 0.0 * self.feature_in(x_TD.new_zeros(1, self.form.feature_size)).sum()
 
-    def _enter(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        assert batch.clean_PC is not None and batch.noise_PC is not None
-        assert batch.step_P is not None and batch.latent_grids is not None
+    def _enter(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(P, D) into the trunk, (P, D) of the time, what skips the trunk; without pictures, of one empty latent."""
+        if not batch.latent_grids:
+            time_1D = self.time(batch.tokens_T.new_zeros(1))
+            none_1C = time_1D.new_zeros(1, self.form.latent_size)
+            entered_1D, kept = self.patches.enter(none_1C, time_1D, [(1, 1, 1)])
+            return entered_1D, time_1D, kept
+        assert batch.clean_PC is not None and batch.noise_PC is not None and batch.step_P is not None
         time_PD = self.time(batch.step_P)
-        shown_PC = noised(batch.clean_PC, batch.noise_PC, self.kept[batch.step_P].to(batch.clean_PC.dtype))
+        kept_P = self.kept.to(batch.step_P.device)[batch.step_P].to(batch.clean_PC.dtype)
+        shown_PC = noised(batch.clean_PC, batch.noise_PC, kept_P).to(time_PD.dtype)
         entered_PD, kept = self.patches.enter(shown_PC, time_PD, batch.latent_grids)
         return entered_PD, time_PD, kept
 
     def forward(self, batch: Batch, divisors_2: Tensor, ranks: SequenceRanks = ALONE) -> Losses:
         """Losses over the divisors. Of ranks that share the batch, each gives its share of them (see `Losses`), and
         the gradients that it leaves are shares too: what is wanted is their sum over the ranks, not their mean."""
-        # First of all, hence last in the backward pass: only then are the gradients of what not every batch uses ready,
-        # and all become so in one order on every rank. ZeRO-2 adds up buckets filled in that order, whatever it is.
-        unused = sum(p.sum() for n, p in self.named_parameters() if not n.startswith("trunk."))
         share = ranks.share(batch)
         hidden_TD, seen_PC = self.hidden(batch, None, share)
         total, nll_T = self._cross_entropy(hidden_TD, share.batch, divisors_2[0])
@@ -210,21 +228,19 @@ class AnyToAny(nn.Module):
             sums_N = sums_N.index_add(0, batch.pictures_P[share.begun_of_all], error_P)
             squared_N = sums_N / torch.bincount(batch.pictures_P)
             total = total + self.parts.diffusion_weight * squared_N.sum() / divisors_2[1]
-        return Losses(total + 0.0 * unused, nll_T, squared_N.detach())
+        return Losses(total, nll_T, squared_N.detach())
 
     def _cross_entropy(self, hidden_TD: Tensor, batch: Batch, divisor: Tensor) -> tuple[Tensor, Tensor]:
-        given = {"z_loss": self.parts.z_loss}
-        head, targets_T, weights_T = self.trunk.head.weight, batch.targets_T, batch.weights_T
+        z_loss, targets_T, weights_T = self.parts.z_loss, batch.targets_T, batch.weights_T
         if not self.own_codes:
-            return linear_cross_entropy(hidden_TD, head, targets_T, weights_T, divisor, **given)
+            return self.trunk.head(hidden_TD, Wanted(targets_T, weights_T, divisor, z_loss))
         vocabulary = self.form.vocabulary
         code_T = targets_T - vocabulary.visual_offset
         drawn_T = (code_T >= 0) & (code_T < vocabulary.codebook_size)
-        text, nll_T = linear_cross_entropy(hidden_TD, head, targets_T, weights_T * ~drawn_T, divisor, **given)
+        text, nll_T = self.trunk.head(hidden_TD, Wanted(targets_T, weights_T * ~drawn_T, divisor, z_loss))
         at = drawn_T.nonzero()[:, 0]
-        codes, nll_codes = linear_cross_entropy(
-            self.code_head(hidden_TD[at]), self.code_out.weight, code_T[at], weights_T[at], divisor, **given
-        )
+        wanted = Wanted(code_T[at], weights_T[at], divisor, z_loss)
+        codes, nll_codes = self.code_out(self.code_head(hidden_TD[at]), wanted)
         return text + codes, nll_T.index_copy(0, at, nll_codes)
 
 

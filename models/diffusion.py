@@ -61,11 +61,11 @@ class LinearPatches(nn.Module):
         super().__init__()
         self.into, self.norm, self.out = nn.Linear(size, width), nn.RMSNorm(width), nn.Linear(width, size)
 
-    def enter(self, latent_PC: Tensor, time_PD: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
+    def enter(self, latent_PC: Tensor, time_PD: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
         """(P, D), and nothing that the way out needs."""
-        return self.into(latent_PC) + time_PD, []
+        return self.into(latent_PC) + time_PD, latent_PC[:0]
 
-    def leave(self, hidden_PD: Tensor, time_PD: Tensor, grids: Sequence[Grid], kept: list[Tensor]) -> Tensor:
+    def leave(self, hidden_PD: Tensor, time_PD: Tensor, grids: Sequence[Grid], kept: Tensor) -> Tensor:
         """(P, C)."""
         return self.out(self.norm(hidden_PD))
 
@@ -84,41 +84,70 @@ class _Residual(nn.Module):
         return x_NDHW + self.convs[1](silu(self.norms[1](y)))
 
 
-class UnetPatches(nn.Module):
-    """A U-Net of one level: residual blocks at twice the grid, halved into the trunk, doubled out of it with a skip."""
+class UnetIn(nn.Module):
+    """Convolutions at twice the grid, halved into the trunk; of all pictures in one call."""
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, channels: int, inner: int, width: int) -> None:
         super().__init__()
-        channels, inner = size // PATCH**2, max(16, width // 4)
         self.first = nn.Conv2d(channels, inner, 3, padding=1)
         self.down = _Residual(inner, width)
         self.shrink = nn.Conv2d(inner, width, PATCH, stride=PATCH)
+
+    def forward(self, latent_PC: Tensor, time_PD: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
+        """See `UnetPatches.enter`."""
+        entered, kept = [], []
+        for x_thwC, time_D in zip(_pictures(latent_PC, grids), _first(time_PD, grids), strict=True):
+            small = pixel_shuffle(x_thwC.permute(0, 3, 1, 2), PATCH)
+            kept.append(self.down(self.first(small), time_D.expand(len(small), -1)))
+            entered.append(self.shrink(kept[-1]).permute(0, 2, 3, 1).flatten(0, 2))
+        # one tensor: ZeRO-3 hooks every one, and ranks must have equally many
+        return torch.cat(entered) + time_PD, torch.cat([one.permute(0, 2, 3, 1).flatten(0, 2) for one in kept])
+
+
+class UnetOut(nn.Module):
+    """Doubled out of the trunk, with the skip; of all pictures in one call."""
+
+    def __init__(self, channels: int, inner: int, width: int) -> None:
+        super().__init__()
         self.norm = nn.RMSNorm(width)
         self.widen = nn.Conv2d(width, inner, 3, padding=1)
         self.join = nn.Conv2d(2 * inner, inner, 1)
         self.up = _Residual(inner, width)
         self.last = nn.Conv2d(inner, channels, 3, padding=1)
 
-    def enter(self, latent_PC: Tensor, time_PD: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
-        """(P, D), and of each picture what skips the trunk."""
-        entered, kept = [], []
-        for x_thwC, time_D in zip(_pictures(latent_PC, grids), _first(time_PD, grids), strict=True):
-            small = pixel_shuffle(x_thwC.permute(0, 3, 1, 2), PATCH)
-            times = time_D.expand(len(small), -1)
-            kept.append(self.down(self.first(small), times))
-            entered.append(self.shrink(kept[-1]).permute(0, 2, 3, 1).flatten(0, 2))
-        return torch.cat(entered) + time_PD, kept
-
-    def leave(self, hidden_PD: Tensor, time_PD: Tensor, grids: Sequence[Grid], kept: list[Tensor]) -> Tensor:
-        """(P, C)."""
+    def forward(self, hidden_PD: Tensor, time_PD: Tensor, grids: Sequence[Grid], kept: Tensor) -> Tensor:
+        """See `UnetPatches.leave`."""
         left = []
+        skips = [x.permute(0, 3, 1, 2) for x in _pictures(kept, [(t, PATCH * h, PATCH * w) for t, h, w in grids])]
         for x_thwD, time_D, skip in zip(
-            _pictures(self.norm(hidden_PD), grids), _first(time_PD, grids), kept, strict=True
+            _pictures(self.norm(hidden_PD), grids), _first(time_PD, grids), skips, strict=True
         ):
             wide = self.widen(interpolate(x_thwD.permute(0, 3, 1, 2), scale_factor=PATCH, mode="nearest"))
             y = self.up(self.join(torch.cat((wide, skip), 1)), time_D.expand(len(wide), -1))
             left.append(pixel_unshuffle(self.last(y), PATCH).permute(0, 2, 3, 1).flatten(0, 2))
         return torch.cat(left)
+
+
+class UnetPatches(nn.Module):
+    """A U-Net of one level: residual blocks at twice the grid, halved into the trunk, doubled out of it with a skip."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        sizes = size // PATCH**2, max(16, width // 4), width
+        self.into, self.out = UnetIn(*sizes), UnetOut(*sizes)
+
+    def enter(self, latent_PC: Tensor, time_PD: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
+        """(P, D), and what skips the trunk: (4P, inner), picture by picture."""
+        return self.into(latent_PC, time_PD, grids)
+
+    def leave(self, hidden_PD: Tensor, time_PD: Tensor, grids: Sequence[Grid], kept: Tensor) -> Tensor:
+        """(P, C)."""
+        return self.out(hidden_PD, time_PD, grids, kept)
+
+
+AT_ONCE = (UnetIn, UnetOut)
+"""Modules that use their weights once for each picture: whoever shards weights must bring them together around the
+whole call, since ranks have unequally many pictures."""
 
 
 def _pictures(rows_PX: Tensor, grids: Sequence[Grid]) -> list[Tensor]:

@@ -165,7 +165,7 @@ def draw_latents(
     count, size = int(np.prod(grid)), form.latent_size
     grids = [grid] * (len(prompts) * (2 if drawing.guided else 1))
     x_BnC = torch.randn(len(prompts), count, size, generator=drawing.generator, device=drawing.device)
-    x_BnC, kept = (x.to(model.trunk.head.weight.dtype) for x in (x_BnC, model.kept))
+    x_BnC, kept = (x.to(model.trunk.head.weight) for x in (x_BnC, model.kept))
     count_steps = min(how.steps, model.parts.noise_steps)
     stride = model.parts.noise_steps // count_steps
     steps = list(range(0, stride * count_steps, stride))[::-1]

@@ -13,10 +13,11 @@ Other losses (next-scale weights, diffusion) will stand here too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CHUNK_BYTES = 256 * 2**20
 """Of the logits of one chunk, their copy in bf16 included: `python -m benchmarks.fused_loss` measures it."""
@@ -131,3 +132,30 @@ def linear_cross_entropy(
     loss, nll_kept = out
     nll_N[kept] = nll_kept.to(nll_N.dtype)
     return loss, nll_N
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a head is held to: see `linear_cross_entropy`."""
+
+    target_N: Tensor  # noqa: N815
+    weight_N: Tensor  # noqa: N815
+    divisor: Tensor | float
+    z_loss: float = 0.0
+
+
+class Head(nn.Linear):
+    """A matrix (V, D) to logits (..., V), or, where targets are given, to the loss and likelihoods (N) without them.
+
+    The loss is made inside the module's call, because ZeRO-3 has the matrix whole only there.
+    """
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__(width, size, bias=False)
+
+    def forward(self, hidden: Tensor, wanted: Wanted | None = None) -> Any:
+        """(..., D) to (..., V); or (N, D) to a scalar and (N)."""
+        if wanted is None:
+            return super().forward(hidden)
+        given = wanted.target_N, wanted.weight_N, wanted.divisor
+        return linear_cross_entropy(hidden, self.weight, *given, z_loss=wanted.z_loss)

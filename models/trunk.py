@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import Attend
 from models.flops import TrunkShape
+from models.objectives import Head
 from models.positions import rope_table, rotate
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -155,11 +157,13 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether a training pass keeps only what goes into a block, and computes its inside again on the way back."""
         self.embedding = nn.Embedding(config.vocabulary_size, config.shape.width)
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.shape.layers))
         self.norm = nn.RMSNorm(config.shape.width, config.norm_eps)
-        self.head = nn.Linear(config.shape.width, config.vocabulary_size, bias=False)
+        self.head = Head(config.shape.width, config.vocabulary_size)
         if config.tied:
             self.head.weight = self.embedding.weight
 
@@ -184,7 +188,10 @@ class Trunk(nn.Module):
         rope = rope_table(positions_BTA, config.shape.head_dim, config.rope_base, config.rope_sections)
         x_BTD = self.drop(x_BTD)
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rope, attend, layer)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, rope, attend, layer, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rope, attend, layer)
         return self.norm(x_BTD)
 
 

@@ -22,7 +22,7 @@ from infra.types import BadRow, Checkpoint, Filtered, Outcome, Row, TransientErr
 
 __all__ = [
     "AS_BEFORE", "BadRow", "Checkpoint", "Checkpoints", "Edge", "Filtered", "Job", "JobStage", "Kit", "Outcome",
-    "RawFile", "Reader", "Row", "RowStage", "Stage", "TransientError", "above_zero", "blob", "held_out", "since",
+    "RawFile", "Reader", "Row", "RowStage", "Stage", "Training", "TransientError", "above_zero", "blob", "held_out", "since",
 ]  # fmt: skip
 
 AS_BEFORE = "as_before"
@@ -182,12 +182,35 @@ class Checkpoints(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the ranks of a training share its work: placement, so results change by no more than the order of sums."""
+
+    zero: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO: 1 shards the optimizer, 2 the gradients too, 3 the weights too."""
+    packs_per_pass: int | None = None
+    """Packs a rank computes at once; more of a step follow in further passes, whose gradients are summed. Unset: all."""
+    sequence_ranks: int = 1
+    """Ranks that share every pack, for long ones (Ulysses, arXiv 2309.14509); it divides the heads."""
+    recompute: bool = False
+    """Compute the inside of each block again in the backward pass: less memory, a third more time."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time (slower on GPUs)."""
+
+    def __post_init__(self) -> None:
+        for name in ("packs_per_pass", "sequence_ranks"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"training.{name} is {value}: give 1 or more")
+
+
 class Job(Protocol):
     """What a job stage is handed: its inputs, pinned, and a place to put what it makes."""
 
     scratch: Path
     num_workers: int
     """Placement: never changes the result."""
+    training: Training
+    """Placement too."""
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -95,8 +95,12 @@ class Model(JobStage):
     """With parts.positions=scales: shares of the rotary frequencies that listen to row, column and scale."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
-    zero_stage: int = 2
-    """Of DeepSpeed: 1 shards the optimizer, 2 the gradients too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations; bf16 keeps master weights, sums of gradients and moments in fp32."""
+    spike_sigma: float | None = None
+    """Skip a step whose loss or gradient norm lies so many deviations above the last 128 steps' mean; unset: never."""
+    keep: int | None = None
+    """Checkpoints that stay: the last so many, and the one of the lowest loss. Unset: all."""
     seed: int = 0
     """Of the first weights, of dropout, of the order after the first epoch."""
 
@@ -104,8 +108,6 @@ class Model(JobStage):
         if (self.parts.positions == "scales") != bool(self.rope_shares):
             raise UserError("model.rope_shares belongs to model.parts.positions=scales: set both, or neither")
         above_zero(self, "steps", "global_batch", "learning_rate", "clip", "rope_base", "checkpoint_every")
-        if self.zero_stage not in (1, 2):
-            raise UserError(f"model.zero_stage is {self.zero_stage}; 1 and 2 are supported, set model.zero_stage=2")
 
     def run(self, job: Job) -> Iterator[Row]:
         """Train what is not yet trained, then list the checkpoints."""
