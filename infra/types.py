@@ -39,6 +39,10 @@ class StoppedError(RunError):
     """Somebody asked the run to stop: `plait cancel`, a signal."""
 
 
+class DamagedError(RunError):
+    """What is stored is not what was published: a file is gone, or its bytes have changed."""
+
+
 class TransientError(PlaitError):
     """The world failed (connection, timeout, 429, 5xx, memory): try the shard again later."""
 

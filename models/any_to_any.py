@@ -12,6 +12,7 @@ Divisors are the caller's: the weight of all tokens, and the number of pictures,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -265,10 +266,20 @@ def _mlp(size: int, inner: int, out: int) -> nn.Sequential:
 
 def save_model(model: AnyToAny, folder: Path, step: int) -> None:
     """Weights as safetensors, and config.json: all that is needed beside them."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if model.trunk.config.tied:
-        del weights["trunk.head.weight"]
-    save_file(weights, folder / WEIGHTS_FILE)
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    save_weights(weights, config_json(model, step), folder)
+
+
+def save_weights(weights: Mapping[str, Tensor], config: str, folder: Path) -> None:
+    """The same, of the model's whole state on the CPU and what `config_json` gave."""
+    tied = json.loads(config)["trunk"]["tied"]
+    own = {name: tensor.contiguous() for name, tensor in weights.items() if not (tied and name == "trunk.head.weight")}
+    save_file(own, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(config)
+
+
+def config_json(model: AnyToAny, step: int) -> str:
+    """What, beside the weights, makes the model."""
     data = {
         "trunk": model.trunk.config.to_json(),
         "parts": asdict(model.parts),
@@ -276,7 +287,7 @@ def save_model(model: AnyToAny, folder: Path, step: int) -> None:
         "code_size": model.code_size,
         "step": step,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(data, indent=1, sort_keys=True))
+    return json.dumps(data, indent=1, sort_keys=True)
 
 
 def load_model(folder: Path) -> tuple[AnyToAny, int]:

@@ -10,7 +10,7 @@ Keys, made by the engine (ARCHITECTURE, "Row"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -177,8 +177,32 @@ class Checkpoints(Protocol):
         """Upload every file under `folder`, then put the manifest if absent; a lost race adopts the winner."""
         ...
 
-    def fetch(self, checkpoint: Checkpoint) -> AbstractContextManager[Path]:
-        """A local folder with the files, each checked against the manifest's SHA-256."""
+    def target(self, step: int) -> str:
+        """Where one writer, perhaps of many ranks, puts its files: the first half of `save`."""
+        ...
+
+    def upload(self, target: str, folder: Path) -> dict[str, Any]:
+        """Upload every file under `folder`; what the manifest will say of them, by name."""
+        ...
+
+    def publish(self, step: int, target: str, files: Mapping[str, Any], facts: Mapping[str, Any]) -> Checkpoint:
+        """Put the manifest of the files of all ranks if absent: the second half of `save`."""
+        ...
+
+    def files(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What the manifest says of each file, by name."""
+        ...
+
+    def fetch(self, checkpoint: Checkpoint, names: Collection[str] | None = None) -> AbstractContextManager[Path]:
+        """A local folder with the files (of these names), each checked against the manifest's SHA-256; DamagedError."""
+        ...
+
+    def set_aside(self, checkpoint: Checkpoint) -> None:
+        """Leave a damaged checkpoint out from now on."""
+        ...
+
+    def drop(self, checkpoint: Checkpoint) -> None:
+        """Delete a checkpoint."""
         ...
 
 

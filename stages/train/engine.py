@@ -90,8 +90,9 @@ class Engine:
 
     def __init__(self, model: AnyToAny, stage: Model, training: Training, device: torch.device, passes: int) -> None:
         self.model, self.zero, self._world = model, training.zero, dist.get_world_size()
-        self._clip = stage.clip if self.zero == 0 else None
-        self.optimizer = GuardedAdamW(parameter_groups(model, stage), stage.learning_rate, self._clip)
+        self._stage = stage
+        clip = stage.clip if self.zero == 0 else None
+        self.optimizer = GuardedAdamW(parameter_groups(model, stage), stage.learning_rate, clip)
         self._engine = _deepspeed(model, self.optimizer, stage, training, device, passes)
         self.optimizer.norm = self._norm
 
@@ -160,6 +161,11 @@ class Engine:
                 flat = {kind: tensor.view(-1)[: stop - start] for kind, tensor in tensors.items()}
                 found.append(Fragment(name, start, stop, flat))
         return found
+
+    @property
+    def saved_kinds(self) -> tuple[str, ...]:
+        """Tensors of a fragment that a checkpoint needs: master weights only where the model's are less exact."""
+        return (MASTER, *MOMENTS) if self._stage.precision != "fp32" else MOMENTS
 
     def own(self) -> list[Fragment]:
         """As `fragments`; what every rank holds alike (ZeRO-0) is dealt out, so that each is in one rank's list."""

@@ -1,11 +1,8 @@
-"""A Job on one machine with tables in memory and checkpoints in a local folder; keeps what a stage told it."""
+"""A Job on one machine with tables in memory; keeps what a stage told it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.base import Checkpoint
+from infra.checkpoints import CheckpointFolder
+from infra.folder_bucket import LocalBucket
+from stages.base import Training
 
 
 @dataclass(frozen=True)
@@ -30,50 +29,13 @@ class FakeReader:
         yield from self.table.select(list(columns)).to_batches(max_chunksize=batch_rows)
 
 
-@dataclass(frozen=True)
-class FakeCheckpoints:
-    root: Path
-
-    def latest(self) -> Checkpoint | None:
-        return (self.all() or [None])[-1]
-
-    def all(self) -> list[Checkpoint]:
-        found = []
-        for path in sorted(self.root.glob("step-*.json")):
-            text = path.read_text()
-            data = json.loads(text)
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            named = hashlib.sha256(json.dumps(data["files"]).encode()).hexdigest()
-            found.append(Checkpoint(data["step"], path.name, digest, named, data["facts"]))
-        return found
-
-    def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:
-        target = self.root / f"step-{step:06d}"
-        shutil.copytree(folder, target, dirs_exist_ok=True)
-        files = {
-            str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(target.rglob("*"))
-            if path.is_file()
-        }
-        manifest = self.root / f"step-{step:06d}.json"
-        manifest.write_text(json.dumps({"step": step, "files": files, "facts": dict(facts)}))
-        return next(one for one in self.all() if one.step == step)
-
-    @contextlib.contextmanager
-    def fetch(self, checkpoint: Checkpoint) -> Iterator[Path]:
-        data = json.loads((self.root / checkpoint.manifest).read_text())
-        folder = self.root / f"step-{checkpoint.step:06d}"
-        for name, digest in data["files"].items():
-            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-        yield folder
-
-
 @dataclass
 class FakeJob:
     scratch: Path
     tables: dict[str, pa.Table] = field(default_factory=dict)
     sides: dict[str, Path] = field(default_factory=dict)
     num_workers: int = 1
+    training: Training = field(default_factory=Training)
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     summaries: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -81,8 +43,7 @@ class FakeJob:
     progressed: list[tuple[int, int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        (self.scratch / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.checkpoints = FakeCheckpoints(self.scratch / "checkpoints")
+        self.checkpoints = checkpoints_of(self.scratch)
         if "text_tokenizer" not in self.sides:  # texts are bytes, unless a test brings another tokenizer
             folder = self.scratch / "text_tokenizer"
             folder.mkdir(exist_ok=True)
@@ -120,6 +81,11 @@ class FakeKit:
 
     def checkpoint(self, dataset: str) -> Path:
         return self.sides[dataset]
+
+
+def checkpoints_of(folder: Path) -> CheckpointFolder:
+    folder.mkdir(parents=True, exist_ok=True)
+    return CheckpointFolder(LocalBucket(folder), "checkpoints")
 
 
 def key_of(*parts: object) -> bytes:

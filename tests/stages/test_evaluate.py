@@ -33,7 +33,7 @@ from stages.evaluate.heldout_loss import Heldout, likelihoods
 from stages.extract import Indices
 from stages.pack import Packs
 from stages.train.loop import publish
-from tests.stages.fake_job import FakeCheckpoints, FakeJob, FakeKit, FakeReader, table_of
+from tests.stages.fake_job import FakeJob, FakeKit, FakeReader, checkpoints_of, table_of
 from tests.stages.shapes_world import CAPTIONS, world
 from tests.stages.test_pack import EMU3
 from tests.tokenizers import vq
@@ -62,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FakeJob:
     config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size)
     model = AnyToAny(config, Parts(), form).initialise(0)
     (root / "model").mkdir()
-    publish(FakeCheckpoints(root / "model"), 7, {"x": torch.zeros(1)}, model, {})
+    publish(checkpoints_of(root / "model"), 7, {"x": torch.zeros(1)}, model, {})
     return FakeJob(root / "job", tables, {"model": root / "model" / "step-000007", "tokenizer": root / "tokenizer"})
 
 

@@ -22,7 +22,7 @@ from models.vocabulary import TEXT, VISION, Vocabulary
 from stages.pack import Packs
 from stages.train.loader import Loader, joined, permuted, sums_by_modality
 from stages.train.train import Model
-from tests.stages.fake_job import FakeCheckpoints, FakeJob, FakeReader, table_of
+from tests.stages.fake_job import FakeJob, FakeReader, checkpoints_of, table_of
 from tests.stages.test_pack import EMU3, tables
 
 SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
@@ -179,7 +179,7 @@ def test_a_published_trunk_is_loaded_as_it_was(tied: bool, tmp_path: Path) -> No
     form = Format(layout=Layout(vision="codes"), vocabulary=Vocabulary.compact(20, 12))
     config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size, tied=tied, qk_norm="layer", norm="after")
     model = AnyToAny(config, Parts(), form).initialise(1)
-    publish(FakeCheckpoints(tmp_path), 3, {"x": torch.zeros(1)}, model, {})
+    publish(checkpoints_of(tmp_path), 3, {"x": torch.zeros(1)}, model, {})
     again, step = load_model(tmp_path / "step-000003")
     assert again.trunk.config == config and (again.form, step) == (form, 3)
     assert (again.trunk.head.weight is again.trunk.embedding.weight) == tied
