@@ -30,6 +30,7 @@ from models.places import Places
 from models.positions import sections
 from models.trunk import TrunkConfig
 from stages.train.loader import Joined, Loader, guilty_packs, sums_by_modality, sums_by_scale
+from stages.train.phases import learning_rate
 from stages.workers import StopWish
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ def train_worker(config: dict[str, Any]) -> None:
     set_moments(engine, optimizer, moments, step)
 
     # 2. Data: a pure function of the step.
-    loader = Loader(packs, stage.global_batch, stage.seed, form, stage.parts)
+    loader = Loader(packs, stage.global_batch, stage.seed, form, stage.parts, stage.phases)
     since_saved = torch.zeros(2, dtype=torch.float64)
     # Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same step.
     clock, clock_tokens, stops, wish = time.monotonic(), 0, 0.0, StopWish(config["sink"] if rank == 0 else None)
 
     while step < stage.steps and not stops:
         # 3. Learn. Divisors are those of the whole global batch; DeepSpeed averages over ranks, we want the sum.
-        joined = loader.batch(step, rank, world)
+        (joined,) = loader.passes(step, rank, world)
         divisors = global_sum([joined.weight, float(joined.num_pictures)], device).clamp(min=1e-6)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, stage)
@@ -186,15 +187,6 @@ def parameter_groups(model: AnyToAny, stage: Model) -> list[dict[str, Any]]:
 def trained(model: AnyToAny) -> dict[str, torch.nn.Parameter]:
     """Parameters that are not frozen, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def learning_rate(step: int, stage: Model) -> float:
-    """Linear warm-up to the peak, then by the schedule to `final_learning_rate` at the end."""
-    if step < stage.warmup:
-        return stage.learning_rate * (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-    share = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[stage.schedule]
-    return stage.final_learning_rate + (stage.learning_rate - stage.final_learning_rate) * share
 
 
 def zero_engine(model: AnyToAny, optimizer: torch.optim.AdamW, stage: Model, device: torch.device) -> Any:

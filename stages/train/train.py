@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -12,7 +12,9 @@ from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import Format
 from models.recipe import Parts
-from stages.base import Edge, Job, JobStage, Row, above_zero
+from stages.base import AS_BEFORE, Edge, Job, JobStage, Row, above_zero
+from stages.train.phases import check_phases
+from stages.train.stream import Stream
 from stages.workers import fit, num_that_divide
 
 LOG_EVERY = 10
@@ -36,7 +38,7 @@ class Model(JobStage):
     writes: ClassVar[str] = "model"
     revision: ClassVar[int] = 2
     inputs: ClassVar[tuple[Edge, ...]] = (
-        Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "format")),
+        Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "phase", "format")),
         Edge("tokenizer", role="side"),
     )
     content: ClassVar[tuple[str, ...] | None] = ("files_sha256",)
@@ -58,6 +60,12 @@ class Model(JobStage):
     """What stands around it: embedders, positions, heads, objectives."""
     steps: int
     """Optimizer steps."""
+    phases: Mapping[str, int] = field(default_factory=dict, metadata={AS_BEFORE: {}})
+    """Optimizer steps of each phase of the packs, in the packs' order; their sum is `steps`. A phase reads its packs in
+    their order and, from its second epoch on, permuted. Empty: one stream over all packs."""
+    phase_learning_rates: Mapping[str, float] = field(default_factory=dict, metadata={AS_BEFORE: {}})
+    """Peak of each phase, which then has a warm-up and a schedule of its own. Empty: one schedule over all steps, up
+    to `learning_rate`."""
     global_batch: int = 4
     """Packs a step."""
     learning_rate: float = 3e-3
@@ -104,6 +112,7 @@ class Model(JobStage):
         if (self.parts.positions == "scales") != bool(self.rope_shares):
             raise UserError("model.rope_shares belongs to model.parts.positions=scales: set both, or neither")
         above_zero(self, "steps", "global_batch", "learning_rate", "clip", "rope_base", "checkpoint_every")
+        check_phases(self.phases, self.steps, self.phase_learning_rates)
         if self.zero_stage not in (1, 2):
             raise UserError(f"model.zero_stage is {self.zero_stage}; 1 and 2 are supported, set model.zero_stage=2")
 
@@ -112,6 +121,8 @@ class Model(JobStage):
         packs = job.reader("packs")
         if not len(packs):
             return
+        if self.phases:
+            Stream(packs, self.global_batch, self.seed, self.phases)  # refuses other phases than the packs have
         last = job.checkpoints.latest()
         if last is None or last.step < self.steps:
             from stages.train.loop import train_worker
