@@ -24,7 +24,7 @@ from torch import Tensor
 
 from infra.types import UserError
 from models.any_to_any import AnyToAny, Losses, load_weights, save_model
-from models.hf_layout import initial
+from models.grow import start_from
 from models.layout import Format
 from models.places import Places
 from models.positions import sections
@@ -140,9 +140,9 @@ def blame(sink: Any, loader: Loader, losses: Losses, joined: Joined, step: int, 
     dist.barrier()
 
 
-def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
-    """The model that the settings describe, with its first weights."""
-    config = TrunkConfig(
+def trunk_config(stage: Model, form: Format) -> TrunkConfig:
+    """The decoder that the settings describe, for the vocabulary of the packs."""
+    return TrunkConfig(
         shape=stage.trunk,
         vocabulary_size=form.vocabulary.size,
         rope_base=stage.rope_base,
@@ -154,10 +154,14 @@ def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyT
         dropout=stage.dropout,
         norm_eps=stage.norm_eps,
     )
+
+
+def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
+    """The model that the settings describe, with its first weights."""
     size = 0 if code_vectors is None else code_vectors.shape[1]
-    model = AnyToAny(config, stage.parts, form, size).initialise(stage.seed, code_vectors)
+    model = AnyToAny(trunk_config(stage, form), stage.parts, form, size).initialise(stage.seed, code_vectors)
     if stage.init:
-        initial(model.trunk, stage.init, form.vocabulary.text_size)
+        start_from(model, stage.init)
     freeze(model, stage.frozen)
     return model
 

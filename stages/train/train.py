@@ -12,6 +12,7 @@ from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import Format
 from models.recipe import Parts
+from stages import weights
 from stages.base import AS_BEFORE, Edge, Job, JobStage, Row, above_zero
 from stages.train.phases import check_phases
 from stages.train.stream import Stream
@@ -93,8 +94,10 @@ class Model(JobStage):
     norm_eps: float = 1e-5
     """Of every RMSNorm (Qwen2 and Qwen3: 1e-6)."""
     init: str | None = None
-    """A published decoder to begin with, a folder or an id of the hub, of the same sizes and settings (Llama, Qwen2,
-    Qwen3, Emu3, Chameleon): its blocks, and its rows of the texts' ids; the text tokenizer must be its own."""
+    """Weights to begin with, of the same sizes and settings. A published decoder, a folder or an id of the hub (Llama,
+    Qwen2, Qwen3, Emu3, Chameleon): its blocks, and its rows of the texts' ids; the text tokenizer must be its own. Or
+    the folder of a checkpoint of ours: all of it, rows of texts and codes by what they mean (models/grow.py). The key
+    has what lies in the folder, not where."""
     qkv_bias: bool = False
     """Biases of queries, keys and values (Qwen2)."""
     rope_base: float = 10_000.0
@@ -116,6 +119,10 @@ class Model(JobStage):
         if self.zero_stage not in (1, 2):
             raise UserError(f"model.zero_stage is {self.zero_stage}; 1 and 2 are supported, set model.zero_stage=2")
 
+    def settings(self) -> dict[str, Any]:
+        """Weights by what they are, not by where they lie."""
+        return super().settings() | {"init": weights.named(self.init) if self.init else None}
+
     def run(self, job: Job) -> Iterator[Row]:
         """Train what is not yet trained, then list the checkpoints."""
         packs = job.reader("packs")
@@ -128,6 +135,7 @@ class Model(JobStage):
             from stages.train.loop import train_worker
 
             form = Format.from_json(packs.take([0], ["format"])["format"][0].as_py())
+            self._check_init(form)
             config = {
                 "stage": self,
                 "packs": packs,
@@ -159,6 +167,17 @@ class Model(JobStage):
                 "parents": [],
                 "label": f"model step {checkpoint.step}",
             }
+
+    def _check_init(self, form: Format) -> None:
+        """A checkpoint that does not fit is refused here, before workers start and fail one after the other."""
+        from models.grow import is_ours, must_fit
+        from stages.train.loop import trunk_config
+
+        if self.init and is_ours(self.init):
+            try:
+                must_fit(trunk_config(self, form), self.parts, form, self.init)
+            except ValueError as error:
+                raise UserError(f"model.init: {error}") from error
 
     def _code_vectors(self, job: Job) -> Any:
         """The tokenizer's codebook (K, D), where the settings want it; else None."""

@@ -215,6 +215,30 @@ def test_training_can_begin_with_a_published_decoder(tmp_path: Path) -> None:
     assert model.trunk.embedding.weight.shape[0] == form.vocabulary.size == 60
 
 
+def test_training_can_begin_with_a_checkpoint_of_ours_which_is_in_the_key_by_what_it_holds(
+    tmp_path: Path, packs: pa.Table
+) -> None:
+    import torch
+
+    from models.any_to_any import save_model
+    from stages.train.loop import first_model
+
+    form = Format.from_json(packs["format"][0].as_py())
+    made = first_model(dataclasses.replace(STAGE, seed=1), form, None)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        save_model(made, tmp_path / name, 3)
+    here, there = (dataclasses.replace(STAGE, init=str(tmp_path / name)) for name in ("here", "there"))
+    assert here.settings() == there.settings() != STAGE.settings() and STAGE.settings()["init"] is None
+    begun = first_model(here, form, None).state_dict()
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in made.state_dict().items())
+    wrong = dataclasses.replace(here, qk_norm="layer")
+    with pytest.raises(UserError, match=r"model.init: .* has qk_norm=rms and this trunk qk_norm=layer"):
+        list(wrong.run(FakeJob(tmp_path, {"packs": packs})))
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"other")
+    assert here.settings() != there.settings()
+
+
 def test_a_document_that_is_not_finite_names_its_pack_and_no_other(packs: pa.Table) -> None:
     (made,) = loader_of(packs, 4).passes(2, 1, 2)
     nll = np.zeros(sum(made.places.lengths))
