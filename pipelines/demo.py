@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.types import UserError
 from pipelines.config import Config
 from pipelines.graph import Graph
 from stages.caption.caption import Captions
@@ -22,6 +23,7 @@ def graph(config: Config) -> Graph:
 
     Documents with several pictures are made where `packs.mixture` gives them a share.
     """
+    _check_phases(config)
     mixed = config.settings.get(Packs.writes, {}).get("mixture", {}).get("mixed", 0)
     interleaved = (config.node(Interleaved, selected=True), config.node(InterleavedIndices)) if mixed else ()
     nodes = (
@@ -41,3 +43,13 @@ def graph(config: Config) -> Graph:
         config.node(Evals, selected=True),
     )
     return Graph(config.pipeline, nodes)
+
+
+def _check_phases(config: Config) -> None:
+    """Refuse steps for phases that the packs will not have, before the days it takes to make these."""
+    packs, model = (list(config.settings.get(one.writes, {}).get("phases", {})) for one in (Packs, Model))
+    if [name for name in packs or ["all"] if name in model] != model:
+        raise UserError(
+            f"model.phases has {', '.join(model)}, packs.phases has {', '.join(packs) or 'none'}: give each of the"
+            " packs' phases its steps, in their order"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,6 @@ from stages.pack_documents import MIXED, TASKS, Samples
 from stages.pack_format import format_of
 from stages.pack_samples import Corpus
 from stages.packing import Budget, Plan, measures, plan, training_order
-
-if TYPE_CHECKING:
-    pass
 
 _GROUPS_AT_ONCE = 8
 """Groups whose rows are read together."""
@@ -132,6 +129,11 @@ class Packs(JobStage):
             raise UserError(f"packs.mixture has {strange[0]}: its tasks are {', '.join(self.tasks)}")
         if any(share < 0 for share in self.mixture.values()):
             raise UserError(f"packs.mixture is {dict(self.mixture)}: give shares of 0 or more")
+
+    def settings(self) -> dict[str, Any]:
+        """Phases as a list: a mapping's order is in no key, and theirs is that of training."""
+        said = super().settings()
+        return said | {"phases": list(self.phases.items())} if self.phases else said
 
     def all_phases(self) -> dict[str, Phase]:
         """By name, in order."""

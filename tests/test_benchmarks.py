@@ -45,3 +45,24 @@ def test_all_ways_to_pack_train_on_the_same_samples():
     assert set(padded.lengths) == {max(lengths[:4])}
     plain = packing_steps.batch(documents[:4], padded=False)
     assert float(padded.weights_T.sum()) == pytest.approx(float(plain.weights_T.sum()))
+
+
+def test_the_loader_and_the_trainer_are_measured_on_the_same_packs_of_a_root(tmp_path):
+    from benchmarks import loader
+    from infra.commits import publish_full
+    from infra.folder_bucket import LocalBucket
+    from infra.store import Store
+    from stages.train.train import Model
+    from tests.stages import test_pack_recipes as recipes
+
+    made, parts = recipes.tables("scales"), recipes.PARTS["scales"]
+    rows, _ = recipes.pack(tmp_path, made, recipes.stage(recipes.LAYOUTS["scales"], flops_per_pack=3e7))
+    rows = [{"key": bytes([n]) * 16, "label": "pack"} | row for n, row in enumerate(rows)]
+    store, schema = Store(LocalBucket(tmp_path / "root")), recipes.Packs.schema
+    publish_full(store, "packs", schema, list(store.stage("packs", rows, schema).fragments), "key.1", 0)
+    stage = Model(trunk=recipes.SHAPE, parts=parts, rope_shares=(2, 1, 1), steps=9, global_batch=2)
+    trainer = loader.Trainer(stage, loader.packs_of(str(tmp_path / "root")))
+    figures = loader.measure(trainer, runs=2, steps=3)
+    assert {len(found) for found in figures.values()} == {2}
+    assert all(0 <= share <= 1 for name in ("stall share", "stall share in advance") for share in figures[name])
+    assert min(rate for name in ("loader", "trainer", "together") for rate in figures[name]) > 0

@@ -1,6 +1,8 @@
 """Configuration: every file composes, every setting of a stage is visible, every mistake is one sentence."""
 
 import dataclasses
+import re
+import shlex
 
 import pytest
 import yaml
@@ -99,3 +101,28 @@ def test_published_scales_have_the_blocks_of_the_published_models(scale, billion
     assert scale != "nextflow-7b" or trunk.layer_parameters == 233_046_016
     budget = yaml.safe_load((CONF / "scale" / f"{scale}.yaml").read_text())["packs"]
     assert budget["flops_per_pack"] > flops.causal_cost(trunk, 1, [budget["max_text_tokens"]], 0).train
+
+
+def test_the_curricula_of_the_docs_compose(tmp_path):
+    """The commands of docs/packing.md, with files in the places of weights."""
+    text = (CONF.parent / "docs" / "packing.md").read_text().replace("\\\n", " ")
+    file = tmp_path / "weights"
+    file.touch()
+    for word in ("QWEN/tokenizer.json", "SIGLIP", "LPIPS"):
+        text = text.replace(word, str(file))
+    commands = [shlex.split(part) for part in re.findall(r"\nplait (?:plan|run) (recipe[^`]*)`", text)]
+    found = [setup(command).graph.node("model").stage for command in commands]
+    assert [list(stage.phases) for stage in found] == [
+        ["p256", "p512", "p1024", "late"],
+        ["images", "videos"],
+        ["p32", "p64"],
+    ]
+    assert [stage.steps for stage in found] == [100_000, 100_000, 200]
+
+
+@pytest.mark.parametrize("phases", ["{b: 100, a: 100}", "{a: 100, b: 50, c: 50}"])
+def test_phases_of_the_model_that_the_packs_will_not_have_are_refused_before_anything_runs(phases):
+    packs = "packs.phases={a: {size: 32}, b: {size: 64}}"
+    assert setup([packs, "model.phases={a: 100, b: 100}"]).graph.node("model").stage.phases == {"a": 100, "b": 100}
+    with pytest.raises(UserError, match=r"packs.phases has a, b: give each of the packs' phases its steps"):
+        setup([packs, f"model.phases={phases}"])

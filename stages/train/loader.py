@@ -1,14 +1,11 @@
-"""Which packs a step reads: a pure function of seed, step and rank, so that the data's whole state is one integer.
+"""What a rank computes at a step: the packs of the stream (stages/train/stream.py), joined, as tensors.
 
-The stream is the packs in their training order, then (every later epoch) a permutation keyed by seed and epoch. Step s
-reads places s*B .. s*B+B-1 of the stream, rank r those that are r mod the world size: whatever the world size,
-a step sees the same packs.
+Rank r reads the packs of a step that are r mod the world size: whatever the world size, a step sees the same packs.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,30 +20,15 @@ from models.places import SEGMENT_FIELDS, Places, Tokens, places
 from models.recipe import Parts
 from models.vocabulary import Vocabulary
 from stages.base import Reader, Row
+from stages.train.stream import Stream
 
 COLUMNS = ("tokens", "shown", "loss_weights", "segments", "latents", "features")
-_ROUNDS = 4
 MAX_SCALES = 32
-
-
-def permuted(index: int, size: int, key: bytes) -> int:
-    """Image of `index` under a permutation of range(size) given by the key: a Feistel network, walked along its
-    cycle until it lands inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). No table."""
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for turn in range(_ROUNDS):
-            word = key + bytes([turn]) + right.to_bytes(8, "big")
-            left, right = right, left ^ (int.from_bytes(hashlib.blake2b(word, digest_size=8).digest(), "big") & mask)
-        index = left << half | right
-        if index < size:
-            return index
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """Packs of one rank and step, end to end."""
+    """Packs of one rank and step, or of one pass of it, end to end."""
 
     places: Places
     weight: float
@@ -58,7 +40,7 @@ class Joined:
     features: NDArray[np.float16] | None
     """(Q, F)."""
     packs: list[int]
-    """Of each document, which of the packs it stands in."""
+    """Of each document, which of the rank's packs of the step it stands in."""
     origins: list[tuple[int, int]]
     """Of each picture of latents: the pack's place in the stream, and its number in the pack."""
 
@@ -73,22 +55,22 @@ class Joined:
 class Loader:
     """Packs of a pinned snapshot by step."""
 
-    def __init__(self, reader: Reader, global_batch: int, seed: int, form: Format, parts: Parts) -> None:
-        orders = np.concatenate([batch.column(0).to_numpy() for batch in reader.scan(["order"])])
+    def __init__(
+        self,
+        reader: Reader,
+        global_batch: int,
+        seed: int,
+        form: Format,
+        parts: Parts,
+        phases: Mapping[str, int] | None = None,
+    ) -> None:
+        self.stream = Stream(reader, global_batch, seed, phases)
         self._reader, self.global_batch, self.seed = reader, global_batch, seed
         self.form, self.parts = form, parts
-        self._row_of_order = np.argsort(orders)
 
     def rows(self, step: int) -> list[int]:
         """Positions in the snapshot of the packs of a step."""
-        return [self._row(place) for place in range(step * self.global_batch, (step + 1) * self.global_batch)]
-
-    def _row(self, place: int) -> int:
-        epoch, order = divmod(place, len(self._row_of_order))
-        if epoch:
-            key = self.seed.to_bytes(8, "big", signed=True) + epoch.to_bytes(8, "big")
-            order = permuted(order, len(self._row_of_order), key)
-        return int(self._row_of_order[order])
+        return self.stream.rows(step)
 
     def described(self, step: int, rank: int, world: int, pack: int) -> str:
         """One pack of a rank at a step, with the rows it was made of, for people."""
@@ -100,15 +82,23 @@ class Loader:
             f" plait why --row {one['parents'][0].hex()[:12]})"
         )
 
-    def batch(self, step: int, rank: int, world: int) -> Joined:
-        """What a rank computes at a step."""
+    def passes(self, step: int, rank: int, world: int, packs_per_pass: int | None = None) -> list[Joined]:
+        """What a rank computes at a step, cut into passes of at most so many packs (None: one pass).
+
+        Every rank has equally many packs, so equally many passes. A picture's noise comes from its place in the stream,
+        so that it is the same however passes are cut.
+        """
         table = self._reader.take(self.rows(step)[rank::world], COLUMNS)
         stream = range(step * self.global_batch + rank, (step + 1) * self.global_batch, world)
-        return joined(table, self.form, self.parts.span, stream)
+        each = packs_per_pass or table.num_rows
+        return [
+            joined(table.slice(first, each), self.form, self.parts.span, stream[first : first + each], first)
+            for first in range(0, table.num_rows, each)
+        ]
 
 
-def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int]) -> Joined:
-    """Packs (rows of `packs`, at these places of the stream) end to end."""
+def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int], first_pack: int = 0) -> Joined:
+    """Packs (rows of `packs`, at these places of the stream) end to end; `first_pack`: number of the first of them."""
     packs = table.to_pylist()
     made = places(tokens_of(packs), span=span)
     origins = [(place, n) for place, pack in zip(stream, packs, strict=True) for n in range(_num_pictures(pack))]
@@ -118,7 +108,7 @@ def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int]) ->
         num_pictures=len(made.latent_grids),
         latents=_vectors([pack["latents"] for pack in packs], form.latent_size),
         features=_vectors([pack["features"] for pack in packs], form.feature_size),
-        packs=[n for n, pack in enumerate(packs) for _ in range(pack["segments"][-1]["document"] + 1)],
+        packs=[n for n, pack in enumerate(packs, first_pack) for _ in range(pack["segments"][-1]["document"] + 1)],
         origins=origins,
     )
 

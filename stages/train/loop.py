@@ -24,12 +24,13 @@ from torch import Tensor
 
 from infra.types import UserError
 from models.any_to_any import AnyToAny, Losses, load_weights, save_model
-from models.hf_layout import initial
+from models.grow import start_from
 from models.layout import Format
 from models.places import Places
 from models.positions import sections
 from models.trunk import TrunkConfig
 from stages.train.loader import Joined, Loader, guilty_packs, sums_by_modality, sums_by_scale
+from stages.train.phases import learning_rate
 from stages.workers import StopWish
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ def train_worker(config: dict[str, Any]) -> None:
     set_moments(engine, optimizer, moments, step)
 
     # 2. Data: a pure function of the step.
-    loader = Loader(packs, stage.global_batch, stage.seed, form, stage.parts)
+    loader = Loader(packs, stage.global_batch, stage.seed, form, stage.parts, stage.phases)
     since_saved = torch.zeros(2, dtype=torch.float64)
     # Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same step.
     clock, clock_tokens, stops, wish = time.monotonic(), 0, 0.0, StopWish(config["sink"] if rank == 0 else None)
 
     while step < stage.steps and not stops:
         # 3. Learn. Divisors are those of the whole global batch; DeepSpeed averages over ranks, we want the sum.
-        joined = loader.batch(step, rank, world)
+        (joined,) = loader.passes(step, rank, world)
         divisors = global_sum([joined.weight, float(joined.num_pictures)], device).clamp(min=1e-6)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, stage)
@@ -139,9 +140,9 @@ def blame(sink: Any, loader: Loader, losses: Losses, joined: Joined, step: int, 
     dist.barrier()
 
 
-def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
-    """The model that the settings describe, with its first weights."""
-    config = TrunkConfig(
+def trunk_config(stage: Model, form: Format) -> TrunkConfig:
+    """The decoder that the settings describe, for the vocabulary of the packs."""
+    return TrunkConfig(
         shape=stage.trunk,
         vocabulary_size=form.vocabulary.size,
         rope_base=stage.rope_base,
@@ -153,10 +154,14 @@ def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyT
         dropout=stage.dropout,
         norm_eps=stage.norm_eps,
     )
+
+
+def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
+    """The model that the settings describe, with its first weights."""
     size = 0 if code_vectors is None else code_vectors.shape[1]
-    model = AnyToAny(config, stage.parts, form, size).initialise(stage.seed, code_vectors)
+    model = AnyToAny(trunk_config(stage, form), stage.parts, form, size).initialise(stage.seed, code_vectors)
     if stage.init:
-        initial(model.trunk, stage.init, form.vocabulary.text_size)
+        start_from(model, stage.init)
     freeze(model, stage.frozen)
     return model
 
@@ -186,15 +191,6 @@ def parameter_groups(model: AnyToAny, stage: Model) -> list[dict[str, Any]]:
 def trained(model: AnyToAny) -> dict[str, torch.nn.Parameter]:
     """Parameters that are not frozen, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def learning_rate(step: int, stage: Model) -> float:
-    """Linear warm-up to the peak, then by the schedule to `final_learning_rate` at the end."""
-    if step < stage.warmup:
-        return stage.learning_rate * (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-    share = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[stage.schedule]
-    return stage.final_learning_rate + (stage.learning_rate - stage.final_learning_rate) * share
 
 
 def zero_engine(model: AnyToAny, optimizer: torch.optim.AdamW, stage: Model, device: torch.device) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -12,7 +12,10 @@ from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import Format
 from models.recipe import Parts
-from stages.base import Edge, Job, JobStage, Row, above_zero
+from stages import weights
+from stages.base import AS_BEFORE, Edge, Job, JobStage, Row, above_zero
+from stages.train.phases import check_phases
+from stages.train.stream import Stream
 from stages.workers import fit, num_that_divide
 
 LOG_EVERY = 10
@@ -36,7 +39,7 @@ class Model(JobStage):
     writes: ClassVar[str] = "model"
     revision: ClassVar[int] = 2
     inputs: ClassVar[tuple[Edge, ...]] = (
-        Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "format")),
+        Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "phase", "format")),
         Edge("tokenizer", role="side"),
     )
     content: ClassVar[tuple[str, ...] | None] = ("files_sha256",)
@@ -58,6 +61,12 @@ class Model(JobStage):
     """What stands around it: embedders, positions, heads, objectives."""
     steps: int
     """Optimizer steps."""
+    phases: Mapping[str, int] = field(default_factory=dict, metadata={AS_BEFORE: {}})
+    """Optimizer steps of each phase of the packs, in the packs' order; their sum is `steps`. A phase reads its packs in
+    their order and, from its second epoch on, permuted. Empty: one stream over all packs."""
+    phase_learning_rates: Mapping[str, float] = field(default_factory=dict, metadata={AS_BEFORE: {}})
+    """Peak of each phase, which then has a warm-up and a schedule of its own. Empty: one schedule over all steps, up
+    to `learning_rate`."""
     global_batch: int = 4
     """Packs a step."""
     learning_rate: float = 3e-3
@@ -85,8 +94,10 @@ class Model(JobStage):
     norm_eps: float = 1e-5
     """Of every RMSNorm (Qwen2 and Qwen3: 1e-6)."""
     init: str | None = None
-    """A published decoder to begin with, a folder or an id of the hub, of the same sizes and settings (Llama, Qwen2,
-    Qwen3, Emu3, Chameleon): its blocks, and its rows of the texts' ids; the text tokenizer must be its own."""
+    """Weights to begin with, of the same sizes and settings. A published decoder, a folder or an id of the hub (Llama,
+    Qwen2, Qwen3, Emu3, Chameleon): its blocks, and its rows of the texts' ids; the text tokenizer must be its own. Or
+    the folder of a checkpoint of ours: all of it, rows of texts and codes by what they mean (models/grow.py). The key
+    has what lies in the folder, not where."""
     qkv_bias: bool = False
     """Biases of queries, keys and values (Qwen2)."""
     rope_base: float = 10_000.0
@@ -108,17 +119,25 @@ class Model(JobStage):
         if (self.parts.positions == "scales") != bool(self.rope_shares):
             raise UserError("model.rope_shares belongs to model.parts.positions=scales: set both, or neither")
         above_zero(self, "steps", "global_batch", "learning_rate", "clip", "rope_base", "checkpoint_every")
+        check_phases(self.phases, self.steps, self.phase_learning_rates)
+
+    def settings(self) -> dict[str, Any]:
+        """Weights by what they are, not by where they lie."""
+        return super().settings() | {"init": weights.named(self.init) if self.init else None}
 
     def run(self, job: Job) -> Iterator[Row]:
         """Train what is not yet trained, then list the checkpoints."""
         packs = job.reader("packs")
         if not len(packs):
             return
+        if self.phases:
+            Stream(packs, self.global_batch, self.seed, self.phases)  # refuses other phases than the packs have
         last = job.checkpoints.latest()
         if last is None or last.step < self.steps:
             from stages.train.loop import train_worker
 
             form = Format.from_json(packs.take([0], ["format"])["format"][0].as_py())
+            self._check_init(form)
             config = {
                 "stage": self,
                 "packs": packs,
@@ -150,6 +169,17 @@ class Model(JobStage):
                 "parents": [],
                 "label": f"model step {checkpoint.step}",
             }
+
+    def _check_init(self, form: Format) -> None:
+        """A checkpoint that does not fit is refused here, before workers start and fail one after the other."""
+        from models.grow import is_ours, must_fit
+        from stages.train.loop import trunk_config
+
+        if self.init and is_ours(self.init):
+            try:
+                must_fit(trunk_config(self, form), self.parts, form, self.init)
+            except ValueError as error:
+                raise UserError(f"model.init: {error}") from error
 
     def _code_vectors(self, job: Job) -> Any:
         """The tokenizer's codebook (K, D), where the settings want it; else None."""

@@ -192,6 +192,14 @@ def test_phases_follow_each_other_with_their_own_sizes_and_budgets(tmp_path: Pat
     assert films <= {p for row in rows for p in row["parents"]}
 
 
+def test_the_order_of_phases_is_in_the_key_and_no_phases_are_as_they_were() -> None:
+    from pipelines.key import recipe_tree
+
+    small, large = {"small": Phase(size=16)}, {"large": Phase(size=32)}
+    one, two, none = (recipe_tree(stage(phases=phases), {}) for phases in (small | large, large | small, {}))
+    assert one != two and none["settings"]["phases"] == {}
+
+
 def test_a_sample_above_the_budget_gets_its_own_lane_where_that_is_allowed(tmp_path: Path) -> None:
     made = tables("features")
     costly = stage(flops_per_pack=5e6)

@@ -20,7 +20,8 @@ from models.layout import Format, Layout
 from models.recipe import Parts
 from models.vocabulary import TEXT, VISION, Vocabulary
 from stages.pack import Packs
-from stages.train.loader import Loader, joined, permuted, sums_by_modality
+from stages.train.loader import Loader, joined, sums_by_modality
+from stages.train.stream import permuted
 from stages.train.train import Model
 from tests.stages.fake_job import FakeJob, FakeReader, checkpoints_of, table_of
 from tests.stages.test_pack import EMU3, tables
@@ -63,8 +64,8 @@ def test_every_epoch_reads_every_pack_once_in_another_order(packs: pa.Table) -> 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_step_sees_the_same_packs_under_any_world_size(packs: pa.Table, world: int) -> None:
     loader = loader_of(packs, 4)
-    whole = loader.batch(7, 0, 1)
-    parts = [loader.batch(7, rank, world) for rank in range(world)]
+    (whole,) = loader.passes(7, 0, 1)
+    parts = [part for rank in range(world) for part in loader.passes(7, rank, world)]
     assert sum(sum(part.places.lengths) for part in parts) == sum(whole.places.lengths)
     assert sum(part.weight for part in parts) == pytest.approx(whole.weight)
 
@@ -214,8 +215,32 @@ def test_training_can_begin_with_a_published_decoder(tmp_path: Path) -> None:
     assert model.trunk.embedding.weight.shape[0] == form.vocabulary.size == 60
 
 
+def test_training_can_begin_with_a_checkpoint_of_ours_which_is_in_the_key_by_what_it_holds(
+    tmp_path: Path, packs: pa.Table
+) -> None:
+    import torch
+
+    from models.any_to_any import save_model
+    from stages.train.loop import first_model
+
+    form = Format.from_json(packs["format"][0].as_py())
+    made = first_model(dataclasses.replace(STAGE, seed=1), form, None)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        save_model(made, tmp_path / name, 3)
+    here, there = (dataclasses.replace(STAGE, init=str(tmp_path / name)) for name in ("here", "there"))
+    assert here.settings() == there.settings() != STAGE.settings() and STAGE.settings()["init"] is None
+    begun = first_model(here, form, None).state_dict()
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in made.state_dict().items())
+    wrong = dataclasses.replace(here, qk_norm="layer")
+    with pytest.raises(UserError, match=r"model.init: .* has qk_norm=rms and this trunk qk_norm=layer"):
+        list(wrong.run(FakeJob(tmp_path, {"packs": packs})))
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"other")
+    assert here.settings() != there.settings()
+
+
 def test_a_document_that_is_not_finite_names_its_pack_and_no_other(packs: pa.Table) -> None:
-    made = loader_of(packs, 4).batch(2, 1, 2)
+    (made,) = loader_of(packs, 4).passes(2, 1, 2)
     nll = np.zeros(sum(made.places.lengths))
     from stages.train.loader import guilty_packs
 
@@ -273,7 +298,7 @@ def test_a_loss_that_is_no_number_ends_in_one_sentence_that_names_rank_pack_and_
     ("schedule", "middle", "end"), [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)]
 )
 def test_learning_rates_by_hand(schedule: str, middle: float, end: float) -> None:
-    from stages.train.loop import learning_rate
+    from stages.train.phases import learning_rate
 
     given = {"learning_rate": 1.0, "final_learning_rate": 0.1, "warmup": 4, "steps": 104, "schedule": schedule}
     stage = dataclasses.replace(STAGE, **given)
