@@ -41,6 +41,7 @@ class EngineJob:
     units: Mapping[str, Units]
     show: Callable[[int, int, str], None]
     run: OpenRun
+    warn: Callable[[str], None]
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -68,6 +69,10 @@ class EngineJob:
         self.run.check()
         self.show(done, total, what)
 
+    def note(self, sentence: str) -> None:
+        """For the run's log and the screen."""
+        self.warn(sentence)
+
     def stopping(self) -> bool:
         """Whether the run was asked to stop."""
         return self.run.stopping()
@@ -91,7 +96,9 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     checkpoints = CheckpointFolder(site.root, f"checkpoints/{plan.name}/{plan.key}.{number}")
     scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
     show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731
-    job = EngineJob(site.root, scratch, plan.node.placement.workers, checkpoints, plan.snapshots, edges, show, site.run)
+    job = EngineJob(
+        site.root, scratch, plan.node.placement.workers, checkpoints, plan.snapshots, edges, show, site.run, site.note
+    )
     try:
         stage = plan.node.stage
         assert isinstance(stage, JobStage)

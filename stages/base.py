@@ -214,6 +214,10 @@ class Job(Protocol):
         """Move the progress bar."""
         ...
 
+    def note(self, sentence: str) -> None:
+        """Something that people should know and that ends nothing: for the run's log and the screen."""
+        ...
+
     def stopping(self) -> bool:
         """Whether the run was asked to stop: end soon, what is saved is kept. `log` and `progress` raise by themselves;
         a stage that waits for others (training workers) asks here."""

@@ -92,19 +92,25 @@ class Loader:
 
     def described(self, step: int, rank: int, world: int, pack: int) -> str:
         """One pack of a rank at a step, with the rows it was made of, for people."""
-        row = self.rows(step)[rank::world][pack]
-        one = self._reader.take([row], ["key", "parents", "label"]).to_pylist()[0]
-        first = ", ".join(parent.hex()[:12] for parent in one["parents"][:4])
-        return (
-            f"{one['label']} ({one['key'].hex()[:12]}) of {len(one['parents'])} rows ({first} ...:"
-            f" plait why --row {one['parents'][0].hex()[:12]})"
-        )
+        return described(self._reader, [self.rows(step)[rank::world][pack]])
 
     def batch(self, step: int, rank: int, world: int) -> Joined:
         """What a rank computes at a step."""
         table = self._reader.take(self.rows(step)[rank::world], COLUMNS)
         stream = range(step * self.global_batch + rank, (step + 1) * self.global_batch, world)
         return joined(table, self.form, self.parts.span, stream)
+
+
+def described(packs: Reader, rows: Sequence[int]) -> str:
+    """The packs at these positions of the snapshot, each with the rows it was made of, for people."""
+    told: list[str] = []
+    for one in packs.take(rows, ["key", "parents", "label"]).to_pylist():
+        first = ", ".join(parent.hex()[:12] for parent in one["parents"][:4])
+        told.append(
+            f"{one['label']} ({one['key'].hex()[:12]}) of {len(one['parents'])} rows ({first} ...:"
+            f" plait why --row {one['parents'][0].hex()[:12]})"
+        )
+    return "; ".join(told)
 
 
 def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int]) -> Joined:

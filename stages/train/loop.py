@@ -30,10 +30,10 @@ from models.places import Places
 from models.positions import sections
 from models.trunk import TrunkConfig
 from stages.train.loader import Joined, Loader, guilty_packs, sums_by_modality, sums_by_scale
-from stages.workers import StopWish
 
 if TYPE_CHECKING:
     from stages.base import Checkpoints, Reader
+    from stages.pulse import Pulse
     from stages.train.train import Model
 
 MOMENTS_FILE = "optimizer.safetensors"
@@ -44,13 +44,14 @@ _BETAS, _EPS = (0.9, 0.95), 1e-8
 
 def train_worker(config: dict[str, Any]) -> None:
     """One worker, from set-up to the last step. `config`: stage, packs (reader), checkpoints, form (the packs' format),
-    code_vectors (the tokenizer's codebook, or None), sink."""
+    code_vectors (the tokenizer's codebook, or None), sink, pulse, log_every."""
     from ray.train.torch import get_device
 
     stage: Model = config["stage"]
     checkpoints: Checkpoints = config["checkpoints"]
     packs: Reader = config["packs"]
     form: Format = config["form"]
+    pulse: Pulse = config["pulse"]
     rank, world, device = dist.get_rank(), dist.get_world_size(), get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -70,13 +71,15 @@ def train_worker(config: dict[str, Any]) -> None:
 
     # 2. Data: a pure function of the step.
     loader = Loader(packs, stage.global_batch, stage.seed, form, stage.parts)
-    since_saved = torch.zeros(2, dtype=torch.float64)
-    # Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same step.
-    clock, clock_tokens, stops, wish = time.monotonic(), 0, 0.0, StopWish(config["sink"] if rank == 0 else None)
+    since_saved = torch.tensor(last.facts.get("unpublished", (0, 0)) if last else (0, 0), dtype=torch.float64)
+    # Any rank may hear the wish to stop, and every rank reads it in the same sum: all leave after the same step.
+    clock, clock_tokens, stops = time.monotonic(), 0, 0.0
 
     while step < stage.steps and not stops:
         # 3. Learn. Divisors are those of the whole global batch; DeepSpeed averages over ranks, we want the sum.
+        pulse.at(step + 1, "loading", loader.rows(step)[rank::world])
         joined = loader.batch(step, rank, world)
+        pulse.at(step + 1, "computing")
         divisors = global_sum([joined.weight, float(joined.num_pictures)], device).clamp(min=1e-6)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, stage)
@@ -87,7 +90,7 @@ def train_worker(config: dict[str, Any]) -> None:
         step += 1
 
         # 4. Tell.
-        *totals, stops = global_sums([*sums_of(losses, joined.places, form), wish.known()], device)
+        *totals, stops = global_sums([*sums_of(losses, joined.places, form), pulse.wish()], device)
         if not math.isfinite(totals[0]):
             blame(config["sink"], loader, losses, joined, step, rank, world)
             return
@@ -99,15 +102,28 @@ def train_worker(config: dict[str, Any]) -> None:
             metrics = step_metrics(totals) | {"lr": optimizer.param_groups[0]["lr"], "tokens_per_s": speed}
             config["sink"].add.remote(step, metrics | {"tokens_seen": tokens_seen})
 
-        # 5. Save. Every rank takes part in gathering, rank 0 writes.
-        if step % stage.checkpoint_every == 0 or step == stage.steps:
-            state = gathered(model)
-            if rank == 0:
-                mean = float(since_saved[0] / since_saved[1])
-                facts = {"tokens_seen": tokens_seen, "loss": mean, "data_position": step * stage.global_batch}
-                publish(checkpoints, step, state, model, facts | {"packs": len(packs)})
+        # 5. Save, also where all leave.
+        if stage.publishes(step) or stops:
+            facts = facts_of(stage, step, since_saved) | {"tokens_seen": tokens_seen, "packs": len(packs)}
+            save(checkpoints, pulse, step, model, facts)
             since_saved.zero_()
-            dist.barrier()
+
+
+def save(checkpoints: Checkpoints, pulse: Pulse, step: int, model: AnyToAny, facts: dict[str, Any]) -> None:
+    """Every rank takes part in gathering, rank 0 writes, the others wait for it."""
+    pulse.at(step, "exchanging")
+    state = gathered(model)
+    if dist.get_rank() == 0:
+        pulse.at(step, "saving")
+        publish(checkpoints, step, state, model, facts)
+    dist.barrier()
+
+
+def facts_of(stage: Model, step: int, since_saved: Tensor) -> dict[str, Any]:
+    """Mean loss since the last checkpoint that is published, position in the data; of a checkpoint that is not, as it
+    is saved where all leave, also the sum and the number of steps, which the next mean counts too."""
+    facts = {"loss": float(since_saved[0] / since_saved[1]), "data_position": step * stage.global_batch}
+    return facts if stage.publishes(step) else facts | {"unpublished": since_saved.tolist()}
 
 
 def sums_of(losses: Losses, made: Places, form: Format) -> list[float]:

@@ -27,7 +27,7 @@ class Model(JobStage):
     spread over the workers; the loss is the weighted sum over all of them divided by their weight, so neither the
     number of workers nor the shape of packs bends it. A worker that dies, or a driver, costs the steps since the last
     checkpoint and nothing else: the run goes on with the same data and the same optimizer, under any number of workers
-    that divides `global_batch`. Yields one row per published checkpoint.
+    that divides `global_batch`. Where it is asked to stop it saves first. Yields one row per published checkpoint.
 
     A checkpoint holds model.safetensors and config.json (all that is needed to use the model) and
     optimizer.safetensors (to go on training).
@@ -114,6 +114,7 @@ class Model(JobStage):
             return
         last = job.checkpoints.latest()
         if last is None or last.step < self.steps:
+            from stages.train.loader import described
             from stages.train.loop import train_worker
 
             form = Format.from_json(packs.take([0], ["format"])["format"][0].as_py())
@@ -133,8 +134,9 @@ class Model(JobStage):
                 workers=num_that_divide(self.global_batch, job.num_workers),
                 steps=self.steps,
                 said=lambda metrics: f"steps, loss {metrics['loss']:.3f}",
+                named=lambda rows: described(packs, rows),
             )
-        published = job.checkpoints.all()
+        published = [one for one in job.checkpoints.all() if self.publishes(one.step)]
         job.summary({"loss": published[-1].facts["loss"], "tokens_seen": published[-1].facts["tokens_seen"]})
         for checkpoint in published:
             yield {
@@ -148,6 +150,11 @@ class Model(JobStage):
                 "parents": [],
                 "label": f"model step {checkpoint.step}",
             }
+
+    def publishes(self, step: int) -> bool:
+        """Whether the checkpoint of a step becomes a row. One that is saved because training was stopped does not, so
+        that an interrupted training publishes what an undisturbed one does."""
+        return step % self.checkpoint_every == 0 or step == self.steps
 
     def _code_vectors(self, job: Job) -> Any:
         """The tokenizer's codebook (K, D), where the settings want it; else None."""

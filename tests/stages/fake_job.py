@@ -78,6 +78,7 @@ class FakeJob:
     summaries: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     rejected: dict[bytes, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     progressed: list[tuple[int, int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -103,6 +104,9 @@ class FakeJob:
 
     def progress(self, done: int, total: int, what: str) -> None:
         self.progressed.append((done, total, what))
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
 
     def stopping(self) -> bool:
         return False
