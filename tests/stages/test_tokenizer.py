@@ -87,7 +87,7 @@ def train(stage: Tokenizer, job: FakeJob, dies_at: int = 10**9, every: int = 5, 
         "clips": job.reader("clips"),
         "checkpoints": job.checkpoints,
         "sink": ear,
-        "pulse": Pulse(ear, 0),
+        "pulse": pulse(ear, 0),
     }
     loop.train_worker(config | {"log_every": every})
     return ear
