@@ -35,8 +35,9 @@ from models.batch import Batch
 from models.layout import Format
 from pipelines.cli.compose import setup
 from stages.base import Reader
+from stages.train.build import trunk_config
+from stages.train.engine import parameter_groups
 from stages.train.loader import Loader
-from stages.train.loop import parameter_groups, trunk_config
 from stages.train.prefetch import Prefetch
 from stages.train.train import Model
 

@@ -188,9 +188,9 @@ class Tracker:
         lines += [",".join(json.dumps(str(r[c] if r[c] is not None else "")) for c in lines[0].split(",")) for r in report.rest]  # fmt: skip  # noqa: E501
         self.client.log_text(run, "\n".join(lines), "rest.csv")
         with tempfile.TemporaryDirectory() as folder:
-            for name, png in report.pictures.items():
-                path = Path(folder, f"{name}.png")
-                path.write_bytes(png)
+            for name, data in report.pictures.items():
+                path = Path(folder, name if "." in name else f"{name}.png")
+                path.write_bytes(data)
                 self.client.log_artifact(run, str(path), "pictures")
 
     def _models(self, run: str, report: Report) -> dict[str, str]:

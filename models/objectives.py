@@ -153,9 +153,9 @@ class Head(nn.Linear):
     def __init__(self, width: int, size: int) -> None:
         super().__init__(width, size, bias=False)
 
-    def forward(self, hidden: Tensor, wanted: Wanted | None = None) -> Any:
+    def forward(self, input: Tensor, wanted: Wanted | None = None) -> Any:
         """(..., D) to (..., V); or (N, D) to a scalar and (N)."""
         if wanted is None:
-            return super().forward(hidden)
+            return super().forward(input)
         given = wanted.target_N, wanted.weight_N, wanted.divisor
-        return linear_cross_entropy(hidden, self.weight, *given, z_loss=wanted.z_loss)
+        return linear_cross_entropy(input, self.weight, *given, z_loss=wanted.z_loss)

@@ -26,6 +26,8 @@ class Ask:
     """Stream the input through the graph, so many files at a time."""
     lag: int = DEFAULT_LAG
     """Finished waves of a stage that may wait for the slowest stage that reads it."""
+    profile: bool = False
+    """Trace a few steps of every training."""
     rows_only: bool = False
     """Leave the job stages as they stand (for `plait forget`)."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from infra.types import UserError
-from stages.base import Edge, JobStage, RowStage, Stage
+from stages.base import Edge, JobStage, RowStage, Stage, Training
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Placement:
     """Units per shard: aim at one to five minutes of work. Unset: by their number, see `shards.default_rows`."""
     deadline_s: float = 300.0
     """Longest a row may take; a batch gets this times its rows."""
+    training: Training = field(default_factory=Training)
+    """How training workers share the work of a model."""
     error_budget: float = 0.5
     """Share of units that may be quarantined (beyond the first 20) before the run stops."""
 

@@ -24,7 +24,7 @@ from pipelines.publish import Made, Site, done_of
 from pipelines.tell import keep_for_telling
 from pipelines.units import Units
 from pipelines.worker import fetch_checkpoint
-from stages.base import JobStage
+from stages.base import JobStage, Training
 
 JOB_ROWS_PER_FRAGMENT = 4096
 
@@ -41,6 +41,9 @@ class EngineJob:
     units: Mapping[str, Units]
     show: Callable[[int, int, str], None]
     run: OpenRun
+    warn: Callable[[str], None]
+    training: Training
+    profile: bool
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -68,13 +71,17 @@ class EngineJob:
         self.run.check()
         self.show(done, total, what)
 
+    def note(self, sentence: str) -> None:
+        """For the run's log and the screen."""
+        self.warn(sentence)
+
     def stopping(self) -> bool:
         """Whether the run was asked to stop."""
         return self.run.stopping()
 
-    def picture(self, name: str, png: bytes) -> None:
-        """A picture for people."""
-        self.pictures[name] = png
+    def picture(self, name: str, data: bytes) -> None:
+        """A picture, or another file, for people."""
+        self.pictures[name] = data
 
     def reject(self, key: bytes, label: str, reason: str) -> None:
         """An input row that gave nothing, on purpose."""
@@ -91,7 +98,8 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     checkpoints = CheckpointFolder(site.root, f"checkpoints/{plan.name}/{plan.key}.{number}")
     scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
     show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731
-    job = EngineJob(site.root, scratch, plan.node.placement.workers, checkpoints, plan.snapshots, edges, show, site.run)
+    place, profile = plan.node.placement, site.planner.ask.profile
+    job = EngineJob(site.root, scratch, place.workers, checkpoints, plan.snapshots, edges, show, site.run, site.note, place.training, profile)  # fmt: skip  # noqa: E501
     try:
         stage = plan.node.stage
         assert isinstance(stage, JobStage)

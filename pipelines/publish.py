@@ -36,6 +36,8 @@ class Site:
     """Stop the actors that no stage uses."""
     show: Callable[[str, int, int, str], None]
     """Progress: stage, done, total, what."""
+    note: Callable[[str], None]
+    """A sentence for the screen and the log."""
 
     current: Mapping[str, Snapshot | None]
     """The snapshots that this run stands on so far."""

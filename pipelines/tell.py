@@ -19,8 +19,8 @@ METRICS = "metrics"
 def keep_for_telling(folder: Folder, number: int, metrics: list[tuple[int, dict[str, float]]], pictures: Mapping[str, bytes]) -> None:  # fmt: skip  # noqa: E501
     """Put what a job reported beside its `done`, so that MLflow can be made whole from the ledger."""
     folder.put(f"{METRICS}.{number}", {"steps": metrics})
-    for name, png in pictures.items():
-        folder.put_bytes(f"{PICTURE}.{number}.{name}.png", png)
+    for name, data in pictures.items():
+        folder.put_bytes(f"{PICTURE}.{number}.{name if '.' in name else f'{name}.png'}", data)
 
 
 class Teller:

@@ -22,7 +22,8 @@ from infra.types import BadRow, Checkpoint, Filtered, Outcome, Row, TransientErr
 
 __all__ = [
     "AS_BEFORE", "BadRow", "Checkpoint", "Checkpoints", "Edge", "Filtered", "Job", "JobStage", "Kit", "Outcome",
-    "RawFile", "Reader", "Row", "RowStage", "Stage", "Training", "TransientError", "above_zero", "blob", "held_out", "since",
+    "RawFile", "Reader", "Row", "RowStage", "Stage", "Training", "TransientError", "above_zero", "blob",
+    "held_out", "since",
 ]  # fmt: skip
 
 AS_BEFORE = "as_before"
@@ -211,9 +212,9 @@ class Training:
     """How the ranks of a training share its work: placement, so results change by no more than the order of sums."""
 
     zero: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO: 1 shards the optimizer, 2 the gradients too, 3 the weights too."""
+    """DeepSpeed ZeRO: 1 shards the optimizer, 2 the gradients too, 3 the weights too. In bf16 at least 2."""
     packs_per_pass: int | None = None
-    """Packs a rank computes at once; more of a step follow in further passes, whose gradients are summed. Unset: all."""
+    """Packs a rank computes at once; gradients of further passes are summed. Unset: all of a step at once."""
     sequence_ranks: int = 1
     """Ranks that share every pack, for long ones (Ulysses, arXiv 2309.14509); it divides the heads."""
     recompute: bool = False
@@ -235,6 +236,8 @@ class Job(Protocol):
     """Placement: never changes the result."""
     training: Training
     """Placement too."""
+    profile: bool
+    """Whether a trace of a few steps of training is wanted."""
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -261,13 +264,17 @@ class Job(Protocol):
         """Move the progress bar."""
         ...
 
+    def note(self, sentence: str) -> None:
+        """Something that people should know and that ends nothing: for the run's log and the screen."""
+        ...
+
     def stopping(self) -> bool:
         """Whether the run was asked to stop: end soon, what is saved is kept. `log` and `progress` raise by themselves;
         a stage that waits for others (training workers) asks here."""
         ...
 
-    def picture(self, name: str, png: bytes) -> None:
-        """A picture for people: an MLflow artifact of the stage."""
+    def picture(self, name: str, data: bytes) -> None:
+        """A picture (png), or a file if the name has an ending, for people: an MLflow artifact of the stage."""
         ...
 
     def reject(self, key: bytes, label: str, reason: str) -> None:

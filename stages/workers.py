@@ -1,88 +1,29 @@
-"""Training workers: start them with Ray Train, hear what they measure, stop them between two steps. Not a stage."""
+"""Training workers: start them with Ray Train, hear what they measure, end those that hang, let them stop between two
+steps. Not a stage."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from infra.types import RunError, StoppedError
+from infra.types import RunError, StoppedError, UserError
 from stages.base import Job
+from stages.pulse import Heard, Pulse, Sink
+from stages.watch import Naming, Watch
 
 _MAX_FAILURES = 3
-"""Times the workers are started again after one died, each time from the last checkpoint."""
+"""Times the workers are started again after one died or hung, each time from the last checkpoint."""
 _POLL_S = 0.5
-_STOP_S = 8.0
-"""How long workers may take to stop between two steps before they are left to end with the driver, as they are when
-they have not begun to step."""
-ASK_EVERY_S = 1.0
+_DRAIN_LOOK_S = 5.0
+STOP_S = 120.0
+"""How long workers may take to make their step and save it when they are to stop (PLAIT_STOP_S); those that have made
+no step yet are not waited for. Whoever does not is left to end with the driver."""
 
-
-class Sink:
-    """A Ray actor between rank 0 and the driver: holds what was measured, and the wish to stop."""
-
-    def __init__(self) -> None:
-        self._held: list[tuple[int, dict[str, float]]] = []
-        self._pictures: dict[str, bytes] = {}
-        self._stopping = False
-        self._fault: str | None = None
-
-    def blame(self, sentence: str) -> None:
-        """Why the workers left before the last step."""
-        self._fault = self._fault or sentence
-
-    def fault(self) -> str | None:
-        """What was blamed, if anything."""
-        return self._fault
-
-    def stop(self) -> None:
-        """From now on the workers are to stop."""
-        self._stopping = True
-
-    def stopping(self) -> bool:
-        """Whether they are to stop."""
-        return self._stopping
-
-    def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Keep the metrics of a step."""
-        self._held.append((step, metrics))
-
-    def show(self, name: str, png: bytes) -> None:
-        """Keep the newest picture of a name."""
-        self._pictures[name] = png
-
-    def drain(self) -> tuple[list[tuple[int, dict[str, float]]], dict[str, bytes]]:
-        """Hand out and forget."""
-        held, self._held = self._held, []
-        pictures, self._pictures = self._pictures, {}
-        return held, pictures
-
-
-class StopWish:
-    """Whether the driver wants the training to stop; asked about once a second, without waiting for the answer."""
-
-    def __init__(self, sink: Any) -> None:
-        self._sink = sink
-        self._asked: Any = None
-        self._since = time.monotonic()
-
-    def known(self) -> float:
-        """1 where the last answer was yes, else 0 (always 0 on ranks without a sink)."""
-        import ray
-
-        if self._sink is None:
-            return 0.0
-        if self._asked is None:
-            if time.monotonic() - self._since >= ASK_EVERY_S:
-                self._asked = self._sink.stopping.remote()
-            return 0.0
-        if not ray.wait([self._asked], timeout=0)[0]:
-            return 0.0
-        answer: Any = ray.get(self._asked)
-        self._asked, self._since = None, time.monotonic()
-        return float(answer)
+Worker = Callable[[dict[str, Any]], None]
 
 
 def num_that_divide(batch: int, workers: int) -> int:
@@ -90,82 +31,190 @@ def num_that_divide(batch: int, workers: int) -> int:
     return max(n for n in range(1, max(1, workers) + 1) if batch % n == 0)
 
 
+def seconds_of(variable: str) -> float | None:
+    """A time that the environment sets, in seconds; None where it does not."""
+    text = os.environ.get(variable)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise UserError(f"{variable} is {text!r}: give a number of seconds, or unset it") from None
+
+
+def watched(config: dict[str, Any]) -> None:
+    """What a training worker runs: the stage's worker, whose `config["pulse"]` beats meanwhile."""
+    import torch.distributed as dist
+
+    with Pulse(config["sink"], dist.get_rank()) as pulse:
+        config["worker"]({**config, "pulse": pulse})
+
+
 def fit(
     job: Job,
-    worker: Callable[[dict[str, Any]], None],
+    worker: Worker,
     config: Mapping[str, Any],
     *,
     name: str,
     workers: int,
     steps: int,
     said: Callable[[Mapping[str, float]], str],
+    named: Naming | None = None,
 ) -> None:
     """Run `worker` on so many Ray Train workers until it returns, and meanwhile hand on what it tells its `sink`.
 
-    `steps` is what progress counts to, `said` words a step's metrics. A worker that dies: all start again, up to three
-    times, from the last checkpoint. Raises RunError after the fourth, and at once where the workers blamed something;
-    StoppedError where the job was asked to stop.
+    `steps` is what progress counts to, `said` words a step's metrics, `named` the rows that a rank cannot load.
+    Workers that die or hang start again, up to three times, from the last checkpoint; those that are told to leave
+    (SIGTERM, a machine that drains) save first and start again from there. Raises RunError after the fourth failure,
+    and at once where the workers blamed something; StoppedError where the job was asked to stop.
     """
-    import ray
-    from ray.exceptions import RayError
+    while True:
+        before = _reached(job)
+        one = _Round(job, worker, config, name, workers, named)
+        one.follow(steps, said)
+        why = one.close(steps)
+        reached = _reached(job)
+        if why is None:
+            return
+        if reached <= before:
+            raise RunError(f"{why} before a step was saved; the same command goes on from step {reached}")
+        job.note(f"{why}: what was done is saved, training goes on from step {reached}")
 
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Sink)
-    sink = actor.remote()
-    failed: list[BaseException] = []
-    trainer = _trainer(job, worker, {**config, "sink": sink}, name, workers)
 
-    def run() -> None:
+class _Round:
+    """One run of Ray Train, from its start until the workers have left."""
+
+    def __init__(
+        self, job: Job, worker: Worker, config: Mapping[str, Any], name: str, workers: int, named: Naming | None
+    ) -> None:
+        import ray
+
+        self._job = job
+        self._stop_s = STOP_S if (given := seconds_of("PLAIT_STOP_S")) is None else given
+        self._watch = Watch(seconds_of("PLAIT_HANG_S"), named)
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Sink)
+        self._sink = actor.remote()
+        self._ranks: list[Heard] = []
+        self._failed: list[BaseException] = []
+        self._hung: str | None = None
+        self._drained: str | None = None
+        self._looked_at = 0.0
+        trainer = _trainer(job, {**config, "sink": self._sink, "worker": worker}, name, workers)
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), name="ray-train", daemon=True)
+        self._thread.start()
+
+    def _fit(self, trainer: Any) -> None:
+        from ray.exceptions import RayError
         from ray.train import TrainingFailedError
 
         try:
             trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            failed.append(error)
+            self._failed.append(error)
 
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
-    alive, heard = True, False
-    while alive:
-        thread.join(_POLL_S)
-        alive = thread.is_alive()
-        if job.stopping():
-            _leave(thread, sink, _STOP_S if heard else 0.0)
-            break
-        held, pictures = ray.get(sink.drain.remote())
-        for step, metrics in held:
-            heard = True
-            job.log(step, metrics)
-            job.progress(step, steps, said(metrics))
-        for title, png in pictures.items():
-            job.picture(title, png)
-    fault: str | None = ray.get(sink.fault.remote())
-    ray.kill(sink)
-    reached = getattr(job.checkpoints.latest(), "step", 0)
-    if job.stopping():
-        job.progress(reached, steps, "stopped")  # raises in its own words
-        raise StoppedError("training was stopped: the same command goes on from the last checkpoint")
-    if fault is not None:
-        raise RunError(f"{fault}; the last good checkpoint is step {reached}, from which the same command goes on")
-    if failed:
-        cause = str(failed[0]).strip().splitlines()[-1]
-        raise RunError(
-            f"training failed {_MAX_FAILURES + 1} times, last with: {cause}; the same command goes on from step"
-            f" {reached}"
-        ) from failed[0]
+    def follow(self, steps: int, said: Callable[[Mapping[str, float]], str]) -> None:
+        """Until the workers have left, or the job is to stop and they had their time."""
+        import ray
+
+        alive = True
+        while alive:
+            self._thread.join(_POLL_S)
+            alive = self._thread.is_alive()
+            self._ranks = ray.get(self._sink.beats.remote())
+            if self._job.stopping():
+                self._leave()
+                return
+            held, pictures, notes = ray.get(self._sink.drain.remote())
+            for sentence in notes:
+                self._job.note(sentence)
+            for step, metrics in held:
+                self._job.log(step, metrics)
+                self._job.progress(step, steps, said(metrics))
+            for name, data in pictures.items():
+                self._job.picture(name, data)
+            if alive:
+                self._end_if_hung()
+                self._leave_if_drained()
+
+    def close(self, steps: int) -> str | None:
+        """Why the workers left before the last step and may go on, or None where they made it; else raises."""
+        import ray
+
+        fault: str | None = ray.get(self._sink.fault.remote())
+        ray.kill(self._sink)
+        reached = _reached(self._job)
+        if self._job.stopping():
+            self._job.progress(reached, steps, "stopped")  # raises in its own words
+            raise StoppedError(f"training was stopped: the same command goes on from step {reached}")
+        if fault is not None:
+            raise RunError(f"{fault}; the last good checkpoint is step {reached}, from which the same command goes on")
+        if self._failed:
+            cause = self._hung or str(self._failed[0]).strip().splitlines()[-1]
+            raise RunError(
+                f"training failed {_MAX_FAILURES + 1} times, last with: {cause}; the same command goes on from step"
+                f" {reached}"
+            ) from self._failed[0]
+        if reached >= steps:
+            return None
+        told = [f"rank {h.beat.rank} ({h.beat.host}, process {h.beat.pid})" for h in self._ranks if h.beat.leaving]
+        if told:
+            return f"{', '.join(told)} got SIGTERM"
+        return self._drained or "the workers left on their own"
+
+    def _leave(self) -> None:
+        """Let the workers save and stop between two steps, all of them at the same one."""
+        made_steps = any(h.beat.num_steps for h in self._ranks)
+        deadline = time.monotonic() + (self._stop_s if made_steps else 0.0)
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._sink.stop.remote()  # again each time: the actor may have been started anew
+            self._thread.join(_POLL_S)
+
+    def _end_if_hung(self) -> None:
+        """Say which ranks hold the others up, and end all: Ray Train starts them again from the last checkpoint."""
+        if self._ranks and max(h.beat.num_steps for h in self._ranks):
+            self._hung = None  # those that run now have made steps: what hung before is over
+        if (sentence := self._watch.look(self._ranks)) is None:
+            return
+        self._hung = sentence
+        self._job.note(f"{sentence}; all ranks are ended and start again from step {_reached(self._job)}")
+        self._sink.end.remote([(h.beat.host, h.beat.pid) for h in self._ranks])
+
+    def _leave_if_drained(self) -> None:
+        """A machine that Ray drains is soon gone: save, and go on without it."""
+        now = time.monotonic()
+        if now - self._looked_at < _DRAIN_LOOK_S:
+            return
+        self._looked_at = now
+        going = draining_nodes()
+        if found := [h.beat for h in self._ranks if h.beat.node in going]:
+            of = ", ".join(str(beat.rank) for beat in found)
+            self._drained = f"Ray drains {found[0].host}, where rank {of} was"
+            self._sink.stop.remote()
 
 
-def _trainer(
-    job: Job, worker: Callable[[dict[str, Any]], None], config: dict[str, Any], name: str, workers: int
-) -> Any:
+def draining_nodes() -> set[str]:
+    """Ids of the machines that are being taken away. Ray Train's own `get_preemption_info` is a barrier of all ranks,
+    which a step should not wait for."""
+    from ray._private import state
+
+    return set(state.state.get_draining_nodes())
+
+
+def _reached(job: Job) -> int:
+    last = job.checkpoints.latest()
+    return 0 if last is None else last.step
+
+
+def _trainer(job: Job, config: dict[str, Any], name: str, workers: int) -> Any:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from stages.sigterm import LeavingTorchConfig
 
     on_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     return TorchTrainer(
-        worker,
+        watched,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=LeavingTorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpu),
         run_config=RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
@@ -173,11 +222,3 @@ def _trainer(
             failure_config=FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
-
-
-def _leave(thread: threading.Thread, sink: Any, wait_s: float) -> None:
-    """Let the workers stop between two steps, all of them at the same one; what is saved is kept."""
-    deadline = time.monotonic() + wait_s
-    while thread.is_alive() and time.monotonic() < deadline:
-        sink.stop.remote()  # again each time: the actor may have been started anew
-        thread.join(_POLL_S)

@@ -75,11 +75,14 @@ def run(  # noqa: PLR0913, PLR0917 - a flag each
     wave: Waves = None,
     lag: Lag = DEFAULT_LAG,
     address: Address = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps of every training: an artifact in MLflow.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
     json: Json = False,
 ) -> None:
     """Bring every stage to its newest state; after a crash, the same command goes on."""
-    asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined, wave, lag)
+    asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined, wave, lag, profile)
     if dry_run:
         work.plan(overrides or [], asked, json)
     else:

@@ -25,13 +25,14 @@ def ask(
     retry: bool,
     wave: int | None = None,
     lag: int = DEFAULT_LAG,
+    profile: bool = False,
 ) -> Ask:
     """The flags as one value."""
     if wave and (only or start or force or retry):
         raise UserError("--wave goes with --to, --limit and --refresh alone: leave out --only, --from, --force and --retry-quarantined")  # fmt: skip  # noqa: E501
     if only and (start or to):
         raise UserError("--only goes with neither --from nor --to: --only S runs S alone, --from S --to T a stretch")
-    return Ask(only, start, to, force, limit, tuple(refresh or ()), retry, wave, lag)
+    return Ask(only, start, to, force, limit, tuple(refresh or ()), retry, wave, lag, profile)
 
 
 def at(address: str | None) -> list[str]:

@@ -6,6 +6,7 @@ Legend: N samples, T frames, H and W pixels; M latents, D numbers each.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +22,10 @@ from models.tokenizers.interface import Painted, VisionTokenizer, build, load_to
 from models.tokenizers.quantise import usage
 from stages.tokenizer.measure import measure, perceptual
 from stages.tokenizer.samples import Samples
-from stages.workers import StopWish
 
 if TYPE_CHECKING:
     from stages.base import Checkpoint, Checkpoints
+    from stages.pulse import Pulse
     from stages.tokenizer.tokenizer import Tokenizer
 
 STATE_FILE = "optimizer.safetensors"
@@ -32,11 +33,13 @@ _BETAS = (0.9, 0.99)
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """One worker, from set-up to the last step. `config`: stage, clips (reader), checkpoints, sink, log_every."""
+    """One worker, from set-up to the last step. `config`: stage, clips (reader), checkpoints, sink, pulse,
+    log_every."""
     from ray.train.torch import get_device
 
     stage: Tokenizer = config["stage"]
     checkpoints: Checkpoints = config["checkpoints"]
+    pulse: Pulse = config["pulse"]
     rank, world, device = dist.get_rank(), dist.get_world_size(), get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)  # with a second one, small kernels wait 20 times longer whenever a core is taken
@@ -46,32 +49,59 @@ def train_worker(config: dict[str, Any]) -> None:
     learner = Learner(stage, device).restore(checkpoints, last)
     samples = Samples(config["clips"], stage, learner.tokenizer.stride)
     samples.rejected |= {} if last is None else last.facts["rejected"]
-    stops, wish = 0.0, StopWish(config["sink"] if rank == 0 else None)
+    stops = 0.0
 
     while learner.step < stage.steps and not stops:
         # 2. Load: a pure function of the step. 3. Learn.
+        pulse.at(learner.step + 1, "loading", samples.drawn(learner.step, rank, world))
         pixels_NT3HW = to_pixels(torch.from_numpy(samples.batch(learner.step, rank, world)).to(device))
+        pulse.at(learner.step + 1, "computing")
         told = learner.learn(pixels_NT3HW, rank, world)
 
-        # 4. Tell. Rank 0 hears the wish to stop, and every rank reads it in the same sum: all leave after the same
+        # 4. Tell. Any rank may hear the wish to stop, and every rank reads it in the same sum: all leave after the same
         # step.
         names = sorted(told)
-        totals = torch.tensor([told[name] for name in names] + [wish.known() * world], dtype=torch.float64)
+        totals = torch.tensor([told[name] for name in names] + [pulse.wish()], dtype=torch.float64)
         dist.all_reduce(totals := totals.to(device))
         *means, stops = (totals / world).tolist()
+        if not all(map(math.isfinite, means)):
+            blame(config["sink"], learner, samples, rank, world)
+            return
         if rank == 0 and (learner.step % config["log_every"] == 0 or learner.step == stage.steps):
             config["sink"].add.remote(learner.step, dict(zip(names, means, strict=True)))
 
-        # 5. Save.
-        if learner.step % stage.checkpoint_every == 0 or learner.step == stage.steps:
+        # 5. Save, also where all leave; held-out clips are measured for checkpoints that come in their turn.
+        in_turn = learner.step % stage.checkpoint_every == 0 or learner.step == stage.steps
+        if in_turn or stops:
+            pulse.at(learner.step, "exchanging")
             everything: list[Any] = [None] * world
             dist.all_gather_object(everything, samples.rejected)
             for rejected in everything:
                 samples.rejected |= rejected
             if rank == 0:
-                picture = publish(checkpoints, learner.step, stage, learner.tokenizer, samples, learner.state())
-                config["sink"].show.remote("reconstructions", picture)
+                pulse.at(learner.step, "saving")
+                measured, picture = quality(stage, learner.tokenizer, samples) if in_turn else ({}, b"")
+                publish(checkpoints, learner.step, stage, learner.tokenizer, samples, learner.state(), measured)
+                if in_turn:
+                    config["sink"].show.remote("reconstructions", picture)
             dist.barrier()
+
+
+def blame(sink: Any, learner: Learner, samples: Samples, rank: int, world: int) -> None:
+    """Tell the driver which clips made the error infinite or no number; every rank takes part, nothing is saved."""
+    strange = (~learner.error_N.isfinite()).nonzero().flatten().tolist()
+    own = [f"rank {rank}, {samples.described([samples.rows[n]])}" for n in strange]
+    found: list[list[str]] = [[] for _ in range(world)]
+    dist.all_gather_object(found, own)
+    named = [one for part in found for one in part]
+    everywhere = "in every sample: the weights are at fault, lower tokenizer.learning_rate"
+    where = everywhere if len(named) == learner.stage.batch else "; ".join(named[:3])
+    if rank == 0:
+        import ray
+
+        said = f"the error of step {learner.step} is not finite, {where or 'and no clip says why'}"
+        ray.get(sink.blame.remote(said))
+    dist.barrier()
 
 
 class Learner:
@@ -84,6 +114,8 @@ class Learner:
             self.tokenizer: VisionTokenizer = build(stage.shape)
             self.judge = self._judge()
         self.lpips = perceptual(stage, device)
+        self.error_N = torch.zeros(0)
+        """Mean absolute error of each sample of the last step."""
         self._phase = -1
 
     def restore(self, checkpoints: Checkpoints, last: Checkpoint | None) -> Learner:
@@ -123,6 +155,7 @@ class Learner:
             group["lr"] = rate
         painted: Painted = self.parallel(pixels_NT3HW, draw, range(rank, stage.batch, world))
         error = l1_loss(painted.pixels, pixels_NT3HW), mse_loss(painted.pixels, pixels_NT3HW)
+        self.error_N = (painted.pixels.detach() - pixels_NT3HW).abs().flatten(1).mean(1)
         terms = {"l1": stage.l1 * error[0], "l2": stage.l2 * error[1], **painted.terms}
         if self.lpips is not None and stage.lpips:
             terms["lpips"] = stage.lpips * self.lpips(painted.pixels.flatten(0, 1), pixels_NT3HW.flatten(0, 1)).mean()
@@ -228,6 +261,14 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], 
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
+def quality(stage: Tokenizer, tokenizer: VisionTokenizer, samples: Samples) -> tuple[dict[str, Any], bytes]:
+    """What is measured on held-out clips, and a picture of reconstructions (PNG)."""
+    tokenizer.eval()
+    found = measure(tokenizer, samples, perceptual(stage, next(tokenizer.parameters()).device))
+    tokenizer.train()
+    return found
+
+
 def publish(
     checkpoints: Checkpoints,
     step: int,
@@ -235,11 +276,9 @@ def publish(
     tokenizer: VisionTokenizer,
     samples: Samples,
     state: Mapping[str, Tensor],
-) -> bytes:
-    """Measure, save, and give the picture of reconstructions (PNG)."""
-    tokenizer.eval()
-    measured, picture = measure(tokenizer, samples, perceptual(stage, next(tokenizer.parameters()).device))
-    tokenizer.train()
+    measured: Mapping[str, Any],
+) -> None:
+    """Save, with what was measured."""
     facts: dict[str, Any] = {
         **measured,
         "kind": stage.shape.kind,
@@ -254,4 +293,3 @@ def publish(
         tokenizer.save(folder)
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / STATE_FILE)
         checkpoints.save(step, folder, json.loads(json.dumps(facts)))
-    return picture

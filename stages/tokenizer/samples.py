@@ -25,6 +25,7 @@ _KEPT_BYTES = 2**30
 """Decoded frames that a worker keeps: a speed-up that changes nothing."""
 _READ_CLIPS = 64
 _MAX_DRAWS = 1000
+_NAMED_CLIPS = 3
 _COLUMNS = ["key", "label", "media", "source_kind", "num_frames", "fps"]
 
 
@@ -52,13 +53,26 @@ class Samples:
         self._kept_bytes = 0
         self._pool = ThreadPoolExecutor(1)
         self._lock = Lock()
-        self._ahead: dict[tuple[int, int, int], Future[NDArray[np.uint8]]] = {}
+        self._ahead: dict[tuple[int, int, int], Future[tuple[NDArray[np.uint8], list[int]]]] = {}
+        self.rows: list[int] = []
+        """Positions in the snapshot of the clips of the last batch, sample by sample."""
 
     def batch(self, step: int, rank: int, world: int) -> NDArray[np.uint8]:
         """Samples (batch / world, T, H, W, 3) of a rank at a step; the next step's are begun meanwhile."""
         wanted = self._ahead.pop((step, rank, world), None) or self._begun(step, rank, world)
         self._ahead = {(step + 1, rank, world): self._begun(step + 1, rank, world)}
-        return wanted.result()
+        pixels, self.rows = wanted.result()
+        return pixels
+
+    def drawn(self, step: int, rank: int, world: int) -> list[int]:
+        """Positions in the snapshot of the clips that a rank reads first at a step."""
+        places = range(rank, self._stage.batch, world)
+        draws = (np.random.default_rng([self._stage.seed, step, place]) for place in places)
+        return sorted({self.seen[int(draw.integers(2**62, size=2)[0]) % len(self.seen)] for draw in draws})
+
+    def described(self, rows: Sequence[int]) -> str:
+        """Clips for people."""
+        return described(self._clips, rows)
 
     def measured(self) -> Iterator[NDArray[np.uint8]]:
         """Frames (T, H, W, 3) of held-out clips (of training clips where there are none), at most `max_measured`."""
@@ -68,13 +82,14 @@ class Samples:
             found = self._pictures(part)
             yield from (pictures for row in part if (pictures := found[row]) is not None)
 
-    def _begun(self, step: int, rank: int, world: int) -> Future[NDArray[np.uint8]]:
+    def _begun(self, step: int, rank: int, world: int) -> Future[tuple[NDArray[np.uint8], list[int]]]:
         return self._pool.submit(self._batch, step, range(rank, self._stage.batch, world))
 
-    def _batch(self, step: int, places: Sequence[int]) -> NDArray[np.uint8]:
-        """Samples by place in the step. Where the clip that a place draws does not decode, it draws another one."""
+    def _batch(self, step: int, places: Sequence[int]) -> tuple[NDArray[np.uint8], list[int]]:
+        """Samples by place in the step, and their rows. Where a clip does not decode, its place draws another one."""
         draws = [np.random.default_rng([self._stage.seed, step, place]) for place in places]
         samples: dict[int, NDArray[np.uint8]] = {}
+        rows: dict[int, int] = {}
         for _ in range(_MAX_DRAWS):
             drawn: dict[int, tuple[int, int]] = {}
             for place in range(len(places)):
@@ -84,9 +99,10 @@ class Samples:
             pictures = self._pictures([row for row, _ in drawn.values()])
             for place, (row, part) in drawn.items():
                 if (found := pictures[row]) is not None:
-                    samples[place] = self._part(found, part)
+                    samples[place], rows[place] = self._part(found, part), row
             if len(samples) == len(places):
-                return np.stack([samples[place] for place in range(len(places))])
+                order = range(len(places))
+                return np.stack([samples[place] for place in order]), [rows[place] for place in order]
         raise UserError("no clip to train the tokenizer on decodes: `plait quarantine clips` has the reasons")
 
     def _part(self, pictures: NDArray[np.uint8], part: int) -> NDArray[np.uint8]:
@@ -126,3 +142,11 @@ class Samples:
             while self._kept_bytes > _KEPT_BYTES:
                 _, oldest = self._kept.popitem(last=False)
                 self._kept_bytes -= 0 if oldest is None else oldest.nbytes
+
+
+def described(clips: Reader, rows: Sequence[int]) -> str:
+    """The clips at these positions of the snapshot, for people; the first three."""
+    found = clips.take(rows[:_NAMED_CLIPS], ["key", "label"]).to_pylist()
+    more = f" and {len(rows) - _NAMED_CLIPS} more" if len(rows) > _NAMED_CLIPS else ""
+    told = (f"{one['label']} ({one['key'].hex()[:12]}: plait why --row {one['key'].hex()[:12]})" for one in found)
+    return ", ".join(told) + more

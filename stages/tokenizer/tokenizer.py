@@ -148,6 +148,7 @@ class Tokenizer(JobStage):
                 return
             else:
                 from stages.tokenizer.loop import train_worker
+                from stages.tokenizer.samples import described
 
                 fit(
                     job,
@@ -157,6 +158,7 @@ class Tokenizer(JobStage):
                     workers=num_that_divide(self.batch, job.num_workers),
                     steps=self.steps,
                     said=lambda metrics: f"tokenizer steps, error {metrics['error']:.4f}",
+                    named=lambda rows: described(clips, rows),
                 )
             last = job.checkpoints.latest()
         assert last is not None
@@ -182,12 +184,13 @@ class Tokenizer(JobStage):
     def _take(self, job: Job) -> None:
         """A published tokenizer as a checkpoint of ours, measured."""
         from models.tokenizers.interface import build
-        from stages.tokenizer.loop import publish
+        from stages.tokenizer.loop import publish, quality
         from stages.tokenizer.samples import Samples
 
         tokenizer = build(self.shape).eval()
         samples = Samples(job.reader("clips"), self, tokenizer.stride)
-        picture = publish(job.checkpoints, 0, self, tokenizer, samples, {})
+        measured, picture = quality(self, tokenizer, samples)
+        publish(job.checkpoints, 0, self, tokenizer, samples, {}, measured)
         if picture:
             job.picture("reconstructions", picture)
 

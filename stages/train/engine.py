@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from models.any_to_any import AnyToAny, Losses
 from models.batch import Batch
 from models.diffusion import AT_ONCE
+from models.ulysses import ALONE, SequenceRanks
 
 if TYPE_CHECKING:
     from stages.base import Training
@@ -89,16 +90,18 @@ class Engine:
     """The model under DeepSpeed ZeRO, on one rank."""
 
     def __init__(self, model: AnyToAny, stage: Model, training: Training, device: torch.device, passes: int) -> None:
-        self.model, self.zero, self._world = model, training.zero, dist.get_world_size()
+        # In bf16 DeepSpeed has an optimizer of its own for stages 0 and 1, which shards moments all the same.
+        self.zero = max(2, training.zero) if stage.precision == "bf16" else training.zero
+        self.model, self._world = model, dist.get_world_size()
         self._stage = stage
         clip = stage.clip if self.zero == 0 else None
         self.optimizer = GuardedAdamW(parameter_groups(model, stage), stage.learning_rate, clip)
-        self._engine = _deepspeed(model, self.optimizer, stage, training, device, passes)
+        self._engine = _deepspeed(model, self.optimizer, stage, self.zero, device, passes)
         self.optimizer.norm = self._norm
 
-    def learn(self, batch: Batch, divisors_2: Tensor) -> Losses:
+    def learn(self, batch: Batch, divisors_2: Tensor, ranks: SequenceRanks = ALONE) -> Losses:
         """Forward and backward of one pass; the gradient is summed over passes and ranks."""
-        losses = self._engine(batch, divisors_2)
+        losses = self._engine(batch, divisors_2, ranks)
         self._engine.backward(losses.total * self._world, scale_wrt_gas=False)  # DeepSpeed averages over ranks
         return losses
 
@@ -219,7 +222,7 @@ def parameter_groups(model: AnyToAny, stage: Model) -> list[dict[str, Any]]:
 
 
 def _deepspeed(
-    model: AnyToAny, optimizer: GuardedAdamW, stage: Model, training: Training, device: torch.device, passes: int
+    model: AnyToAny, optimizer: GuardedAdamW, stage: Model, zero: int, device: torch.device, passes: int
 ) -> Any:
     """DeepSpeed's engine around a torch optimizer, quiet, and on CPU without compiling anything.
 
@@ -235,13 +238,13 @@ def _deepspeed(
     if device.type == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
     for part in model.modules():
-        if training.zero == 3 and isinstance(part, AT_ONCE):
+        if zero == 3 and isinstance(part, AT_ONCE):
             deepspeed.utils.set_z3_leaf_module(part, True)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": passes,
-        "gradient_clipping": 0.0 if training.zero == 0 else stage.clip,
-        "zero_optimization": {"stage": training.zero, "overlap_comm": device.type == "cuda"},
+        "gradient_clipping": 0.0 if zero == 0 else stage.clip,
+        "zero_optimization": {"stage": zero, "overlap_comm": device.type == "cuda"},
         "zero_allow_untested_optimizer": True,
     }
     if stage.precision == "bf16":

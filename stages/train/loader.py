@@ -22,7 +22,7 @@ from models.vocabulary import Vocabulary
 from stages.base import Reader, Row
 from stages.train.stream import Stream
 
-COLUMNS = ("tokens", "shown", "loss_weights", "segments", "latents", "features")
+COLUMNS = ("tokens", "shown", "loss_weights", "segments", "latents", "features", "flops")
 MAX_SCALES = 32
 
 
@@ -35,6 +35,8 @@ class Joined:
     """Sum of the loss weights of what is predicted."""
     num_pictures: int
     """Pictures of latents."""
+    flops: float
+    """Training FLOPs, as the packer counts them."""
     latents: NDArray[np.float16] | None
     """(P, C)."""
     features: NDArray[np.float16] | None
@@ -74,13 +76,7 @@ class Loader:
 
     def described(self, step: int, rank: int, world: int, pack: int) -> str:
         """One pack of a rank at a step, with the rows it was made of, for people."""
-        row = self.rows(step)[rank::world][pack]
-        one = self._reader.take([row], ["key", "parents", "label"]).to_pylist()[0]
-        first = ", ".join(parent.hex()[:12] for parent in one["parents"][:4])
-        return (
-            f"{one['label']} ({one['key'].hex()[:12]}) of {len(one['parents'])} rows ({first} ...:"
-            f" plait why --row {one['parents'][0].hex()[:12]})"
-        )
+        return described(self._reader, [self.rows(step)[rank::world][pack]])
 
     def passes(self, step: int, rank: int, world: int, packs_per_pass: int | None = None) -> list[Joined]:
         """What a rank computes at a step, cut into passes of at most so many packs (None: one pass).
@@ -97,6 +93,18 @@ class Loader:
         ]
 
 
+def described(packs: Reader, rows: Sequence[int]) -> str:
+    """The packs at these positions of the snapshot, each with the rows it was made of, for people."""
+    told: list[str] = []
+    for one in packs.take(rows, ["key", "parents", "label"]).to_pylist():
+        first = ", ".join(parent.hex()[:12] for parent in one["parents"][:4])
+        told.append(
+            f"{one['label']} ({one['key'].hex()[:12]}) of {len(one['parents'])} rows ({first} ...:"
+            f" plait why --row {one['parents'][0].hex()[:12]})"
+        )
+    return "; ".join(told)
+
+
 def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int], first_pack: int = 0) -> Joined:
     """Packs (rows of `packs`, at these places of the stream) end to end; `first_pack`: number of the first of them."""
     packs = table.to_pylist()
@@ -106,6 +114,7 @@ def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int], fi
         places=made,
         weight=float(made.weights.sum(dtype=np.float64)),
         num_pictures=len(made.latent_grids),
+        flops=sum(pack["flops"] for pack in packs),
         latents=_vectors([pack["latents"] for pack in packs], form.latent_size),
         features=_vectors([pack["features"] for pack in packs], form.feature_size),
         packs=[n for n, pack in enumerate(packs, first_pack) for _ in range(pack["segments"][-1]["document"] + 1)],

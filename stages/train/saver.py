@@ -16,7 +16,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infra.types import DamagedError
-from models.any_to_any import CONFIG_FILE, WEIGHTS_FILE, config_json, save_weights
-from stages.train.engine import MASTER, Engine, Fragment
+from models.any_to_any import config_json, save_weights
+from models.trunk import CONFIG_FILE, WEIGHTS_FILE
+from stages.train.engine import Engine, Fragment
 
 if TYPE_CHECKING:
     from stages.base import Checkpoint, Checkpoints
@@ -51,8 +52,8 @@ class _Save:
 class Saver:
     """One rank's side of saving; at most one save is under way."""
 
-    def __init__(self, checkpoints: Checkpoints, every: int, last: int, keep: int | None) -> None:
-        self._checkpoints, self._every, self._last, self._keep = checkpoints, every, last, keep
+    def __init__(self, checkpoints: Checkpoints, publishes: Callable[[int], bool], keep: int | None) -> None:
+        self._checkpoints, self._publishes, self._keep = checkpoints, publishes, keep
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._save: _Save | None = None
         self.held_s = 0.0
@@ -79,7 +80,8 @@ class Saver:
                         save_weights(weights, config, folder)
                         (folder / TRAINER_FILE).write_text(json.dumps(trainer))
                     files = self._checkpoints.upload(save.target, folder)
-                    save.files = {n: {**facts, "holds": holds} if n == self._name else facts for n, facts in files.items()}
+                    files[self._name]["holds"] = holds
+                    save.files = files
             except OSError as error:  # a full disk; the store's own errors are retried below us, and end as OSError
                 where = error.filename or tempfile.gettempdir()
                 save.trouble = f"rank {self._rank} could not save step {step} ({error.strerror or error}: {where})"
@@ -98,18 +100,12 @@ class Saver:
         """1 where this rank's files are uploaded, or will never be."""
         return float(self._save is not None and (self._save.files is not None or self._save.trouble is not None))
 
-    def wait(self) -> None:
-        """Until this rank's files are uploaded."""
-        began = time.monotonic()
-        if self._save is not None and self._save.thread is not None:
-            self._save.thread.join()
-        self.held_s += time.monotonic() - began
-
     def finish(self) -> str | None:
-        """When all ranks' files are there: the manifest; what is not kept goes. A collective call. What went wrong, of
-        any rank, in words."""
-        assert self._save is not None
-        began, save, self._save = time.monotonic(), self._save, None
+        """Wait until all ranks' files are there, then put the manifest; what is not kept goes. A collective call. What
+        went wrong, on any rank, in words."""
+        assert self._save is not None and self._save.thread is not None
+        began, save, thread, self._save = time.monotonic(), self._save, self._save.thread, None
+        thread.join()
         everywhere: list[Any] = [None] * self._world
         dist.all_gather_object(everywhere, (save.files, save.trouble))
         troubles = [trouble for _, trouble in everywhere if trouble]
@@ -125,7 +121,7 @@ class Saver:
     def _forget(self, newest: int) -> None:
         """Drop what was saved only because of a stop, and what `keep` does not keep."""
         there = self._checkpoints.all()
-        results = [c for c in there if is_result(c.step, self._every, self._last)]
+        results = [c for c in there if self._publishes(c.step)]
         kept = {c.step for c in results}
         if self._keep is not None and results:
             best = min(results, key=lambda c: (c.facts["loss"], c.step))
@@ -143,11 +139,6 @@ class Saver:
         tensors = {f"{f.name}@{f.start}.{kind}": t for f, found in own for kind, t in found.items()}
         save_file(tensors, folder / self._name)
         return {f"{f.name}@{f.start}": [f.start, f.stop] for f, _ in own}
-
-
-def is_result(step: int, every: int, last: int) -> bool:
-    """Whether a checkpoint is one of those the settings ask for; others were saved because of a stop."""
-    return step % every == 0 or step == last
 
 
 def last_sound(checkpoints: Checkpoints, note: Any) -> Checkpoint | None:
@@ -169,7 +160,7 @@ def last_sound(checkpoints: Checkpoints, note: Any) -> Checkpoint | None:
             return checkpoint
         if rank == 0:
             checkpoints.set_aside(checkpoint)
-            note(f"{found[0].split(':')[0]}: step {checkpoint.step} is left out, training goes on from the checkpoint before")
+            note(f"{found[0].split(':')[0]}: step {checkpoint.step} is left out, training goes on from the one before")
         dist.barrier()
     return None
 
@@ -178,7 +169,9 @@ def restore(engine: Engine, checkpoints: Checkpoints, checkpoint: Checkpoint) ->
     """What this rank updates, from whichever files hold it."""
     wanted = engine.fragments()
     files = {name: facts["holds"] for name, facts in checkpoints.files(checkpoint).items() if "holds" in facts}
-    names = [name for name, holds in files.items() if any(_overlaps(f, key, at) for f in wanted for key, at in holds.items())]
+    names = [
+        name for name, holds in files.items() if any(_overlaps(f, key, at) for f in wanted for key, at in holds.items())
+    ]
     with checkpoints.fetch(checkpoint, names) as folder, torch.no_grad():
         for name in names:
             by_parameter: dict[str, list[tuple[str, int, int]]] = {}

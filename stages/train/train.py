@@ -30,14 +30,14 @@ class Model(JobStage):
     spread over the workers; the loss is the weighted sum over all of them divided by their weight, so neither the
     number of workers nor the shape of packs bends it. A worker that dies, or a driver, costs the steps since the last
     checkpoint and nothing else: the run goes on with the same data and the same optimizer, under any number of workers
-    that divides `global_batch`. Yields one row per published checkpoint.
+    that divides `global_batch`. Where it is asked to stop it saves first. Yields one row per published checkpoint.
 
-    A checkpoint holds model.safetensors and config.json (all that is needed to use the model) and
-    optimizer.safetensors (to go on training).
+    A checkpoint holds model.safetensors and config.json, all that is needed to use the model, and what training goes on
+    from (stages/train/saver.py).
     """
 
     writes: ClassVar[str] = "model"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("packs", columns=("tokens", "loss_weights", "segments", "order", "phase", "format")),
         Edge("tokenizer", role="side"),
@@ -134,6 +134,7 @@ class Model(JobStage):
             Stream(packs, self.global_batch, self.seed, self.phases)  # refuses other phases than the packs have
         last = job.checkpoints.latest()
         if last is None or last.step < self.steps:
+            from stages.train.loader import described
             from stages.train.loop import train_worker
 
             form = Format.from_json(packs.take([0], ["format"])["format"][0].as_py())
@@ -144,6 +145,8 @@ class Model(JobStage):
                 "checkpoints": job.checkpoints,
                 "form": form,
                 "code_vectors": self._code_vectors(job),
+                "training": job.training,
+                "profile": job.profile,
                 "log_every": LOG_EVERY,
             }
             fit(
@@ -151,11 +154,12 @@ class Model(JobStage):
                 train_worker,
                 config,
                 name="model",
-                workers=num_that_divide(self.global_batch, job.num_workers),
+                workers=num_workers(self.global_batch, job.num_workers, job.training.sequence_ranks),
                 steps=self.steps,
-                said=lambda metrics: f"steps, loss {metrics['loss']:.3f}",
+                said=said,
+                named=lambda rows: described(packs, rows),
             )
-        published = job.checkpoints.all()
+        published = [one for one in job.checkpoints.all() if self.publishes(one.step)]
         job.summary({"loss": published[-1].facts["loss"], "tokens_seen": published[-1].facts["tokens_seen"]})
         for checkpoint in published:
             yield {
@@ -173,13 +177,18 @@ class Model(JobStage):
     def _check_init(self, form: Format) -> None:
         """A checkpoint that does not fit is refused here, before workers start and fail one after the other."""
         from models.grow import is_ours, must_fit
-        from stages.train.loop import trunk_config
+        from stages.train.build import trunk_config
 
         if self.init and is_ours(self.init):
             try:
                 must_fit(trunk_config(self, form), self.parts, form, self.init)
             except ValueError as error:
                 raise UserError(f"model.init: {error}") from error
+
+    def publishes(self, step: int) -> bool:
+        """Whether the checkpoint of a step becomes a row. One that is saved because training was stopped does not, so
+        that an interrupted training publishes what an undisturbed one does."""
+        return step % self.checkpoint_every == 0 or step == self.steps
 
     def _code_vectors(self, job: Job) -> Any:
         """The tokenizer's codebook (K, D), where the settings want it; else None."""
@@ -194,3 +203,15 @@ class Model(JobStage):
                 " model.parts.code_head=shared"
             )
         return found.detach().cpu().float()
+
+
+def said(metrics: Mapping[str, float]) -> str:
+    """A step's metrics in the progress line."""
+    return f"steps, loss {metrics['loss']:.3f}, {metrics['tokens_per_s']:,.0f} tokens/s, MFU {metrics['mfu']:.0%}"
+
+
+def num_workers(packs: int, there: int, sequence_ranks: int) -> int:
+    """The most workers, of those that are there, whose groups of so many share the packs of a step evenly."""
+    if there < sequence_ranks:
+        raise UserError(f"training.sequence_ranks={sequence_ranks} needs as many workers, model has {there}: set cluster.stages.model.workers")  # fmt: skip  # noqa: E501
+    return sequence_ranks * num_that_divide(packs, there // sequence_ranks)

@@ -29,7 +29,6 @@ from pipelines.export import export
 from pipelines.standing import Standing
 from stages.pack import Packs
 from stages.text_tokenizer import TextTokenizer
-from stages.train.loop import publish
 from stages.train.train import Model
 from tests.conftest import plait
 
@@ -71,7 +70,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (3, 6):
         config = TrunkConfig(shape=SHAPE, vocabulary_size=vocabulary.size, qk_norm="rms")
         form = Format(layout=Layout(vision="codes"), vocabulary=vocabulary)
-        publish(checkpoints, step, {"x": torch.zeros(1)}, AnyToAny(config, Parts(), form).initialise(step), {})
+        (folder := home / f"step-{step}").mkdir()
+        save_model(AnyToAny(config, Parts(), form).initialise(step), folder, step)
+        checkpoints.save(step, folder, {})
     put(root, Model, [row(one, Model) for one in checkpoints.all()], {"packs": packs})
     return home
 

@@ -36,10 +36,12 @@ class FakeJob:
     sides: dict[str, Path] = field(default_factory=dict)
     num_workers: int = 1
     training: Training = field(default_factory=Training)
+    profile: bool = False
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     summaries: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     rejected: dict[bytes, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     progressed: list[tuple[int, int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,9 @@ class FakeJob:
 
     def progress(self, done: int, total: int, what: str) -> None:
         self.progressed.append((done, total, what))
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
 
     def stopping(self) -> bool:
         return False

@@ -14,7 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from infra.types import UserError
 from models import raster
-from models.any_to_any import AnyToAny, load_model
+from models.any_to_any import AnyToAny, load_model, save_model
 from models.flops import TrunkShape
 from models.inception import Inception, frechet_distance, load_inception
 from models.layout import Format, Picture, document
@@ -32,8 +32,7 @@ from stages.evaluate.evaluate import Evals
 from stages.evaluate.heldout_loss import Heldout, likelihoods
 from stages.extract import Indices
 from stages.pack import Packs
-from stages.train.loop import publish
-from tests.stages.fake_job import FakeJob, FakeKit, FakeReader, checkpoints_of, table_of
+from tests.stages.fake_job import FakeJob, FakeKit, FakeReader, table_of
 from tests.stages.shapes_world import CAPTIONS, world
 from tests.stages.test_pack import EMU3
 from tests.tokenizers import vq
@@ -62,8 +61,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FakeJob:
     config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size)
     model = AnyToAny(config, Parts(), form).initialise(0)
     (root / "model").mkdir()
-    publish(checkpoints_of(root / "model"), 7, {"x": torch.zeros(1)}, model, {})
-    return FakeJob(root / "job", tables, {"model": root / "model" / "step-000007", "tokenizer": root / "tokenizer"})
+    save_model(model, root / "model", 7)
+    return FakeJob(root / "job", tables, {"model": root / "model", "tokenizer": root / "tokenizer"})
 
 
 def fresh(job: FakeJob, path: Path, **tables: pa.Table) -> FakeJob:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from infra.types import UserError
 from models.tokenizers.interface import load_tokenizer
+from stages.pulse import Pulse
 from stages.tokenizer import loop
 from stages.tokenizer.samples import Samples
 from stages.tokenizer.tokenizer import Tokenizer
@@ -38,7 +39,12 @@ class Ear:
 
     steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
+    blamed: str = ""
     dies_at: int = 10**9
+
+    @property
+    def blame(self) -> Any:
+        return self
 
     @property
     def add(self) -> Any:
@@ -48,15 +54,13 @@ class Ear:
     def show(self) -> Any:
         return self
 
-    @property
-    def stopping(self) -> Any:
-        return self
-
     def remote(self, *said: Any) -> None:
         if said and isinstance(said[0], int):
             if said[0] >= self.dies_at:
                 raise KilledError
             self.steps.append((said[0], said[1]))
+        elif len(said) == 1:
+            self.blamed = said[0]
         elif said:
             self.pictures[said[0]] = said[1]
 
@@ -71,15 +75,20 @@ def clips() -> pa.Table:
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One worker in this process."""
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("stages.workers.ASK_EVERY_S", 1e9)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
-def train(stage: Tokenizer, job: FakeJob, dies_at: int = 10**9, every: int = 5) -> Ear:
+def train(stage: Tokenizer, job: FakeJob, dies_at: int = 10**9, every: int = 5, pulse: type[Pulse] = Pulse) -> Ear:
     ear = Ear(dies_at=dies_at)
-    config = {"stage": stage, "clips": job.reader("clips"), "checkpoints": job.checkpoints, "sink": ear}
+    config = {
+        "stage": stage,
+        "clips": job.reader("clips"),
+        "checkpoints": job.checkpoints,
+        "sink": ear,
+        "pulse": pulse(ear, 0),
+    }
     loop.train_worker(config | {"log_every": every})
     return ear
 
@@ -130,6 +139,51 @@ def test_what_does_not_decode_is_rejected_with_the_reason_and_others_take_its_pl
     list(STAGE.run(job))
     assert set(job.rejected) == {rows[1]["key"], rows[19]["key"]}
     assert all("cannot be decoded" in reason for reason in job.rejected.values())
+
+
+class Wish(Pulse):
+    """Hears the wish to stop in a certain step."""
+
+    stops_at = 13
+
+    def wish(self) -> float:
+        return float(self._now[0] >= self.stops_at)
+
+
+def test_a_stopped_run_saves_its_step_and_goes_on_to_the_same_weights_and_row(
+    tmp_path: Path, clips: pa.Table, alone: None
+) -> None:
+    whole, stopped = (FakeJob(tmp_path / name, {"clips": clips}) for name in ("whole", "stopped"))
+    train(STAGE, whole)
+    train(STAGE, stopped, pulse=Wish)
+    last = stopped.checkpoints.latest()
+    assert last is not None and last.step == Wish.stops_at and "psnr" not in last.facts
+    ear = train(STAGE, stopped, every=1)
+    assert ear.steps[0][0] == Wish.stops_at + 1
+    assert all(torch.equal(value, weights(stopped)[name]) for name, value in weights(whole).items())
+    rows = [next(iter(STAGE.run(job))) for job in (whole, stopped)]
+    assert rows[0]["files_sha256"] == rows[1]["files_sha256"] and rows[0]["psnr"] == rows[1]["psnr"]
+
+
+def test_an_error_that_is_no_number_names_rank_step_and_clip(
+    tmp_path: Path, clips: pa.Table, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.get", lambda said: said)
+    real = loop.to_pixels
+
+    def poisoned(pixels: torch.Tensor) -> torch.Tensor:
+        found = real(pixels)
+        found[3] = torch.nan
+        return found
+
+    monkeypatch.setattr(loop, "to_pixels", poisoned)
+    job = FakeJob(tmp_path, {"clips": clips})
+    ear = train(STAGE, job)
+    samples = Samples(FakeReader(clips), STAGE, (1, 8))
+    samples.batch(0, 0, 1)
+    key = clips["key"][samples.rows[3]].as_py().hex()[:12]
+    assert ear.blamed.startswith("the error of step 1 is not finite, rank 0, ") and f"why --row {key}" in ear.blamed
+    assert job.checkpoints.latest() is None
 
 
 def test_nothing_but_held_out_clips_gives_no_row(tmp_path: Path, clips: pa.Table) -> None:

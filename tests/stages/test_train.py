@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from stages.pack import Packs
 from stages.train.loader import Loader, joined, sums_by_modality
 from stages.train.stream import permuted
 from stages.train.train import Model
-from tests.stages.fake_job import FakeJob, FakeReader, checkpoints_of, table_of
+from tests.stages.fake_job import FakeJob, FakeReader, table_of
 from tests.stages.test_pack import EMU3, tables
 
 SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
@@ -87,11 +88,6 @@ def test_sums_by_modality() -> None:
     assert sums[2 * TEXT : 2 * TEXT + 2] == [0.0, 1.0] and sums[2 * VISION : 2 * VISION + 2] == [5.0, 2.0]
 
 
-def test_zero_stage_is_checked() -> None:
-    with pytest.raises(UserError, match=r"model.zero_stage is 3"):
-        Model(trunk=SHAPE, parts=Parts(), steps=1, zero_stage=3)
-
-
 @dataclass(frozen=True)
 class DyingReader(FakeReader):
     """Kills the worker that reads the pack of a certain order for the first time, as the kernel would."""
@@ -124,6 +120,15 @@ class StoppedJob(FakeJob):
         return any(step > STAGE.checkpoint_every for step, _ in self.logged)
 
 
+def model_of(job: FakeJob, step: int) -> Any:
+    """The model of a job's checkpoint."""
+    from models.any_to_any import load_model
+
+    (found,) = [one for one in job.checkpoints.all() if one.step == step]
+    with job.checkpoints.fetch(found) as folder:
+        return load_model(folder)[0]
+
+
 @pytest.mark.slow
 def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
     tmp_path: Path, packs: pa.Table, ray, monkeypatch: pytest.MonkeyPatch
@@ -145,9 +150,7 @@ def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
     assert [row["tokens_seen"] for row in rows] == [row["tokens_seen"] for row in killed_rows]
     assert expected[10]["loss"] < expected[1]["loss"]
 
-    from models.any_to_any import load_model
-
-    one, two = (load_model(j.scratch / "checkpoints" / "step-000010")[0].state_dict() for j in (calm, job))
+    one, two = (model_of(j, 10).state_dict() for j in (calm, job))
     for name, weight in one.items():
         assert np.allclose(weight, two[name], rtol=1e-2, atol=2e-4), name
 
@@ -173,15 +176,15 @@ def test_a_published_trunk_is_loaded_as_it_was(tied: bool, tmp_path: Path) -> No
     """Also where embedding and head are one matrix, which safetensors holds once."""
     import torch
 
-    from models.any_to_any import AnyToAny, load_model
+    from models.any_to_any import AnyToAny, load_model, save_model
     from models.trunk import TrunkConfig
-    from stages.train.loop import parameter_groups, publish
+    from stages.train.engine import parameter_groups
 
     form = Format(layout=Layout(vision="codes"), vocabulary=Vocabulary.compact(20, 12))
     config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size, tied=tied, qk_norm="layer", norm="after")
     model = AnyToAny(config, Parts(), form).initialise(1)
-    publish(checkpoints_of(tmp_path), 3, {"x": torch.zeros(1)}, model, {})
-    again, step = load_model(tmp_path / "step-000003")
+    save_model(model, tmp_path, 3)
+    again, step = load_model(tmp_path)
     assert again.trunk.config == config and (again.form, step) == (form, 3)
     assert (again.trunk.head.weight is again.trunk.embedding.weight) == tied
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
@@ -194,7 +197,7 @@ def test_training_can_begin_with_a_published_decoder(tmp_path: Path) -> None:
     import torch
     import transformers
 
-    from stages.train.loop import first_model
+    from stages.train.build import first_model
 
     config = transformers.Qwen2Config(
         vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -221,7 +224,7 @@ def test_training_can_begin_with_a_checkpoint_of_ours_which_is_in_the_key_by_wha
     import torch
 
     from models.any_to_any import save_model
-    from stages.train.loop import first_model
+    from stages.train.build import first_model
 
     form = Format.from_json(packs["format"][0].as_py())
     made = first_model(dataclasses.replace(STAGE, seed=1), form, None)
@@ -310,19 +313,19 @@ def test_learning_rates_by_hand(schedule: str, middle: float, end: float) -> Non
 def test_what_is_frozen_stays_and_the_rest_learns_and_goes_on_after_a_checkpoint(
     tmp_path: Path, packs: pa.Table, ray
 ) -> None:
-    from models.any_to_any import load_model
 
     stage = dataclasses.replace(STAGE, steps=4, checkpoint_every=2, frozen=("trunk.blocks.0.*", "*norm*"))
     list(stage.run(FakeJob(tmp_path, {"packs": packs}, num_workers=1)))
     again = dataclasses.replace(stage, steps=6)  # goes on from step 4, with moments of what learns alone
-    list(again.run(FakeJob(tmp_path, {"packs": packs}, num_workers=1)))
-    before, after = (load_model(tmp_path / "checkpoints" / f"step-{step:06d}")[0].state_dict() for step in (2, 6))
+    job = FakeJob(tmp_path, {"packs": packs}, num_workers=1)
+    list(again.run(job))
+    before, after = (model_of(job, step).state_dict() for step in (2, 6))
     still = {name for name in before if (before[name] == after[name]).all()}
     assert still == {name for name in before if name.startswith("trunk.blocks.0.") or "norm" in name}
 
 
 def test_a_pattern_that_fits_nothing_is_one_sentence() -> None:
-    from stages.train.loop import first_model
+    from stages.train.build import first_model
 
     form = Format(layout=Layout(vision="codes"), vocabulary=Vocabulary.compact(40, 12))
     with pytest.raises(UserError, match=r"model.frozen has 'head.\*', which fits no parameter"):

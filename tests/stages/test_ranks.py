@@ -1,0 +1,209 @@
+"""However ranks, ZeRO, passes and sequence ranks share the work, whoever goes on with it: one curve, one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from models.any_to_any import AnyToAny, load_model
+from stages.base import Training
+from stages.train.saver import TRAINER_FILE
+from tests.conftest import REPO
+from tests.stages.fake_job import checkpoints_of
+from tests.stages.test_train import STAGE, packs  # noqa: F401 - a fixture
+
+RUN = dataclasses.replace(STAGE, steps=9, checkpoint_every=4, learning_rate=2e-2)
+SHARED_S = 240
+
+
+def run(folder: Path, world: int, plan: Sequence[dict[str, Any]]) -> None:
+    """So many processes do the plan."""
+    (folder / f"plan-{world}.pickle").write_bytes(pickle.dumps(list(plan)))
+    environment = os.environ | {"PYTHONPATH": str(REPO), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.stages.train_ranks", str(folder)]
+    logs = [(folder / f"log-{world}-{rank}").open("w") for rank in range(world)]
+    ranks = [
+        subprocess.Popen([*command, str(n), str(world)], env=environment, cwd=REPO, stdout=log, stderr=log)
+        for n, log in enumerate(logs)
+    ]
+    try:
+        codes = [rank.wait(SHARED_S) for rank in ranks]
+        assert codes == [0] * world, [Path(log.name).read_text()[-1500:] for log in logs]
+    finally:
+        for rank, log in zip(ranks, logs, strict=True):
+            rank.kill()
+            log.close()
+
+
+def item(name: str, where: str | None = None, training: Training = Training(), **more: Any) -> dict[str, Any]:  # noqa: B008
+    return {"name": name, "where": where or name, "stage": more.pop("stage", RUN), "training": training, **more}
+
+
+def damage(folder: Path) -> None:
+    """Flip a byte of the newest optimizer file."""
+    path = sorted(folder.rglob("optimizer-*.safetensors"), key=lambda p: p.stat().st_mtime)[-1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table) -> Path:  # noqa: F811
+    """Everything that the tests below look at, made by three groups of processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with pa.OSFile(str(folder / "packs.arrow"), "wb") as sink, pa.ipc.new_file(sink, packs.schema) as writer:
+        writer.write_table(packs)
+    zero = [Training(zero=z) for z in (0, 1, 2, 3)]
+    bf16 = dataclasses.replace(RUN, precision="bf16")
+    spiky = dataclasses.replace(RUN, steps=80, checkpoint_every=70, spike_sigma=-50.0)  # any step is a spike after 64
+    run(folder, 2, [
+        item("two-zero2", training=zero[2]),
+        item("two-zero3-passes", training=Training(zero=3, packs_per_pass=1, recompute=True)),
+        item("bf16-2", training=zero[2], stage=bf16),
+        item("chain-a", "chain", zero[3], stop_at=6),
+        item("bf16-chain-a", "bf16-chain", zero[3], stage=bf16, stop_at=6),
+        item("damaged-a", "damaged", zero[2]),
+        item("damaged-b", "damaged", zero[2], stage=dataclasses.replace(RUN, steps=10), before=damage),
+        item("winner", "race", zero[2]),
+    ])  # fmt: skip
+    run(folder, 4, [
+        item("four-zero1", training=zero[1]),
+        item("four-zero3-ulysses", training=Training(zero=3, sequence_ranks=2)),
+        item("chain-b", "chain", Training(zero=2, sequence_ranks=2, packs_per_pass=1), stop_at=7),
+        item("bf16-chain-b", "bf16-chain", zero[1], stage=bf16, stop_at=7),
+    ])  # fmt: skip
+    run(folder, 1, [
+        item("one", training=zero[0], profile=True),
+        item("chain-c", "chain", zero[0]),
+        item("bf16-chain-c", "bf16-chain", zero[2], stage=bf16),
+        item("kept", stage=dataclasses.replace(RUN, keep=1, checkpoint_every=2)),
+        item("spiky", stage=spiky),
+    ])  # fmt: skip
+    return folder
+
+
+def of(folder: Path, *names: str) -> dict[int, dict[str, float]]:
+    """What these trainings, one going on with the other, told of their steps."""
+    found: dict[int, dict[str, float]] = {}
+    for name in names:
+        steps = json.loads((folder / f"{name}.json").read_text())["steps"]
+        assert not set(map(int, steps)) & set(found), "a step was made twice"
+        found |= {int(step): metrics for step, metrics in steps.items()}
+    return found
+
+
+def model_at(folder: Path, where: str, step: int) -> AnyToAny:
+    checkpoints = checkpoints_of(folder / where)
+    (found,) = [one for one in checkpoints.all() if one.step == step]
+    with checkpoints.fetch(found) as local:
+        return load_model(local)[0]
+
+
+SAME = ["two-zero2", "two-zero3-passes", "four-zero1", "four-zero3-ulysses"]
+SUMS = ("loss", "loss/text", "loss/vision", "lr", "grad_norm", "tokens_seen", "skipped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [[name] for name in SAME] + [["chain-a", "chain-b", "chain-c"]], ids="-".join)
+def test_ranks_zero_passes_and_sequence_ranks_change_neither_curve_nor_model(told: Path, names: list[str]) -> None:
+    """The chain: two ranks under ZeRO-3 are stopped at step 6, four under ZeRO-2 with Ulysses and passes go on to 7,
+    one alone to the end."""
+    alone, found = of(told, "one"), of(told, *names)
+    assert sorted(alone) == sorted(found) == list(range(1, RUN.steps + 1))
+    for step, metrics in alone.items():
+        for name in SUMS:
+            assert found[step][name] == pytest.approx(metrics[name], rel=1e-4), (step, name)
+    assert alone[9]["loss"] < 0.8 * alone[1]["loss"], "it learns nothing, so nothing is shown"
+    one, other = (model_at(told, where, 9).state_dict() for where in ("one", names[0].removesuffix("-a")))
+    for name, weight in one.items():
+        # Adam divides by the gradient's size: where that is all rounding, a step has the rounding's sign
+        torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=5e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_bf16_goes_on_from_its_exact_weights_whatever_ranks_there_are(told: Path) -> None:
+    calm, chain = of(told, "bf16-2"), of(told, "bf16-chain-a", "bf16-chain-b", "bf16-chain-c")
+    exact = of(told, "one")
+    for step in calm:
+        assert chain[step]["loss"] == pytest.approx(calm[step]["loss"], rel=1e-3), step
+        assert calm[step]["loss"] == pytest.approx(exact[step]["loss"], rel=2e-2), step
+    assert next(model_at(told, "bf16-2", 9).parameters()).dtype == torch.float32  # what load_model makes of the file
+
+
+@pytest.mark.slow
+def test_a_stop_saves_and_what_is_published_is_what_an_undisturbed_run_publishes(told: Path) -> None:
+    chain, calm = checkpoints_of(told / "chain").all(), checkpoints_of(told / "one").all()
+    assert [one.step for one in chain] == [one.step for one in calm] == [4, 8, 9]  # those of steps 6 and 7 are gone
+    for one, other in zip(chain, calm, strict=True):
+        assert one.facts["loss"] == pytest.approx(other.facts["loss"], rel=1e-4)
+        assert one.facts["tokens_seen"] == other.facts["tokens_seen"]
+
+
+@pytest.mark.slow
+def test_a_damaged_file_is_named_and_training_goes_on_from_the_checkpoint_before(told: Path) -> None:
+    said = json.loads((told / "damaged-b.json").read_text())
+    (note,) = said["notes"]
+    assert "step-000009" in note and "is damaged" in note and "step 9 is left out" in note, note
+    assert min(map(int, said["steps"])) == 9, "it went on from step 8"
+    calm = of(told, "one")
+    assert said["steps"]["9"]["loss"] == pytest.approx(calm[9]["loss"], rel=1e-4)
+    assert {one.step for one in checkpoints_of(told / "damaged").all()} == {4, 8, 10}
+    assert list((told / "damaged").rglob("step-000009.json.damaged"))
+
+
+@pytest.mark.slow
+def test_the_last_and_the_best_checkpoint_are_kept(told: Path) -> None:
+    there = checkpoints_of(told / "kept").all()
+    steps = of(told, "kept")
+    means = {end: sum(steps[s]["loss"] for s in range(begin + 1, end + 1)) / (end - begin)
+             for begin, end in ((0, 2), (2, 4), (4, 6), (6, 8), (8, 9))}  # fmt: skip
+    assert {one.step for one in there} == {9, min(means, key=lambda end: means[end])}
+    folders = {path.parent.name.split(".")[0] for path in (told / "kept").rglob("model.safetensors")}
+    assert folders == {f"step-{one.step:06d}" for one in there}, "files of others are left"
+
+
+@pytest.mark.slow
+def test_a_spike_is_skipped_said_and_changes_no_weight(told: Path) -> None:
+    said = json.loads((told / "spiky.json").read_text())
+    assert len(said["notes"]) == 80 - 64 and said["notes"][0].startswith("step 65 was skipped: its loss, ")
+    steps = {int(step): metrics for step, metrics in said["steps"].items()}
+    assert steps[64]["skipped"] == 0 and steps[80]["skipped"] == 16
+    before, after = (model_at(told, "spiky", step).state_dict() for step in (70, 80))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    checkpoints = checkpoints_of(told / "spiky")
+    with checkpoints.fetch(checkpoints.all()[-1]) as folder:
+        assert json.loads((folder / TRAINER_FILE).read_text())["updates"] == 64
+
+
+@pytest.mark.slow
+def test_speed_is_told_and_a_trace_left(told: Path) -> None:
+    said = json.loads((told / "one.json").read_text())
+    assert sorted(said["shown"]) == ["trace.json.gz", "trace.txt"]
+    metrics = said["steps"]["9"]
+    assert 0 < metrics["mfu"] <= metrics["hfu"] < 1.2 and metrics["step_s"] > 0 and metrics["step_s/predicted"] > 0
+    assert metrics["imbalance"] == 1.0 and metrics["memory_gib"] > 0 and metrics["tokens_per_s/vision"] > 0
+    recomputed = of(told, "two-zero3-passes")[9]
+    assert recomputed["hfu"] == pytest.approx(recomputed["mfu"] * 4 / 3) and recomputed["imbalance"] >= 1
+
+
+@pytest.mark.slow
+def test_two_trainers_on_one_key_leave_one_model_and_no_mixed_files(told: Path) -> None:
+    """A second writer of a step adopts the first one's: its own files are in no manifest."""
+    checkpoints = checkpoints_of(told / "race")
+    first = checkpoints.all()[-1]
+    target = checkpoints.target(first.step)
+    with checkpoints.fetch(checkpoints.all()[0]) as folder:
+        made = checkpoints.upload(target, folder)
+    assert target not in str(checkpoints.files(first))
+    assert checkpoints.publish(first.step, target, made, {"loss": 0.0}) == first
