@@ -70,9 +70,14 @@ class LocalBucket(Bucket):
         target = self.folder / checked(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         temp = target.with_name(f".tmp-{os.urandom(6).hex()}")
-        shutil.copyfile(source, temp)
-        with temp.open("rb+") as file:
-            os.fsync(file.fileno())
+        try:
+            shutil.copyfile(source, temp)
+            with temp.open("rb+") as file:
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
+            raise
         temp.replace(target)
 
     def get(self, name: str) -> bytes | None:

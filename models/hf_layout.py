@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.hf_config import LAYOUTS, NO_IMAGES, layout_of, read_config, trunk_config, written_config
+from models.objectives import Head
 from models.trunk import CONFIG_FILE, WEIGHTS_FILE, HeadNorm, Trunk, TrunkConfig, complete, without_copies
 from models.weights import published_folder
 
@@ -207,7 +208,7 @@ def _is_head_norm(trunk: Trunk, name: str) -> bool:
 def _must_be_plain(trunk: Trunk) -> None:
     """Refuse a head of another kind, and tensors that a block of ours does not have."""
     strange = [name for name in trunk.state_dict() if not _theirs(name)]
-    if type(trunk.head) is not nn.Linear or strange:
+    if type(trunk.head) is not Head or strange:
         what = strange[0] if strange else f"a head of kind {type(trunk.head).__name__}"
         raise ValueError(f"{what} has no place in a Hugging Face layout: export a decoder with one matrix as its head")
 

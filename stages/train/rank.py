@@ -167,7 +167,9 @@ class Rank:
         self.saver.begin(step, self.engine, state | {"updates": self.engine.updates}, facts)
 
     def give_up(self, sentence: str) -> None:
-        """Tell the driver why; a collective call."""
+        """Tell the driver why; a collective call. What was saved before the trouble is worth its end."""
+        if self.saver.busy:
+            self.saver.finish()
         if self.rank == 0:
             import ray
 

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from infra.types import DamagedError
+from infra.types import DamagedError, PlaitError
 from models.any_to_any import config_json, save_weights
 from models.trunk import CONFIG_FILE, WEIGHTS_FILE
 from stages.train.engine import Engine, Fragment
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 TRAINER_FILE = "trainer.json"
 USE_FILES = (WEIGHTS_FILE, CONFIG_FILE, TRAINER_FILE)
+
+
+_TROUBLES = (OSError, PlaitError, SafetensorError)
+"""What writing can end in: a full disk, here or below the store; a store that stays away however often it is asked."""
 
 
 @dataclass
@@ -82,9 +86,8 @@ class Saver:
                     files = self._checkpoints.upload(save.target, folder)
                     files[self._name]["holds"] = holds
                     save.files = files
-            except OSError as error:  # a full disk; the store's own errors are retried below us, and end as OSError
-                where = error.filename or tempfile.gettempdir()
-                save.trouble = f"rank {self._rank} could not save step {step} ({error.strerror or error}: {where})"
+            except _TROUBLES as error:
+                save.trouble = f"rank {self._rank} could not save step {step} ({_said(error)})"
 
         save.thread = threading.Thread(target=work, name="plait-save", daemon=True)
         save.thread.start()
@@ -111,12 +114,17 @@ class Saver:
         troubles = [trouble for _, trouble in everywhere if trouble]
         if troubles:
             return "; ".join(troubles[:3])
+        found: list[str | None] = [None]
         if self._rank == 0:
             files = {name: facts for part, _ in everywhere for name, facts in part.items()}
-            self._checkpoints.publish(save.step, save.target, files, save.facts)
-            self._forget(save.step)
+            try:
+                self._checkpoints.publish(save.step, save.target, files, save.facts)
+                self._forget(save.step)
+            except _TROUBLES as error:
+                found = [f"step {save.step} could not be published ({_said(error)})"]
+        dist.broadcast_object_list(found)
         self.held_s += time.monotonic() - began
-        return None
+        return found[0]
 
     def _forget(self, newest: int) -> None:
         """Drop what was saved only because of a stop, and what `keep` does not keep."""
@@ -188,3 +196,10 @@ def restore(engine: Engine, checkpoints: Checkpoints, checkpoint: Checkpoint) ->
 
 def _overlaps(fragment: Fragment, key: str, held: list[int]) -> bool:
     return key.rpartition("@")[0] == fragment.name and held[0] < fragment.stop and fragment.start < held[1]
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    where = error.filename2 or error.filename or tempfile.gettempdir()
+    return f"{error.strerror or error}: {where}"

@@ -88,11 +88,11 @@ def test_a_rank_whose_data_never_comes_is_named_with_its_packs_and_training_goes
 ) -> None:
     monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
     monkeypatch.setenv("PLAIT_HANG_S", "3")
-    row = loader_of(packs, 4).rows(STAGE.checkpoint_every)[1]
-    job = SlowJob(tmp_path, {"packs": packs}, num_workers=2, fatal_row=row)
+    row = loader_of(packs, 4).rows(7)[1]  # read in advance, but not before step 4 is saved
+    job = SlowJob(tmp_path, {"packs": packs}, num_workers=2, step_s=0.3, fatal_row=row)
     rows = list(STAGE.run(job))
     (said,) = job.notes
-    assert "no step has moved for 3 s: rank 1 (" in said and "is loading in step 5 for" in said
+    assert "no step has moved for 3 s: rank 1 (" in said and "is loading in step 8 for" in said
     assert packs["key"][row].as_py().hex()[:12] in said and "plait why --row" in said
     assert said.endswith("all ranks are ended and start again from step 4")
     assert {step: metrics["loss"] for step, metrics in job.logged} == calm[1]

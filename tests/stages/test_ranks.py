@@ -58,8 +58,16 @@ def damage(folder: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def small_disk(folder: Path) -> bool:
+    """A disk of its own below this folder, on which one checkpoint has room and two have not; whether it could be."""
+    folder.mkdir()
+    return not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "none", str(folder)], check=False, capture_output=True
+    ).returncode
+
+
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table) -> Path:  # noqa: F811
+def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table, request: pytest.FixtureRequest) -> Path:  # noqa: F811
     """Everything that the tests below look at, made by three groups of processes."""
     folder = tmp_path_factory.mktemp("ranks")
     with pa.OSFile(str(folder / "packs.arrow"), "wb") as sink, pa.ipc.new_file(sink, packs.schema) as writer:
@@ -67,6 +75,8 @@ def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table) -> Path:  # 
     zero = [Training(zero=z) for z in (0, 1, 2, 3)]
     bf16 = dataclasses.replace(RUN, precision="bf16")
     spiky = dataclasses.replace(RUN, steps=80, checkpoint_every=70, spike_sigma=-50.0)  # any step is a spike after 64
+    full = [item("full", training=zero[2]), item("full-again", "full", zero[2])] if small_disk(folder / "full") else []
+    request.addfinalizer(lambda: subprocess.run(["umount", str(folder / "full")], check=False, capture_output=True))
     run(folder, 2, [
         item("two-zero2", training=zero[2]),
         item("two-zero3-passes", training=Training(zero=3, packs_per_pass=1, recompute=True)),
@@ -76,6 +86,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table) -> Path:  # 
         item("damaged-a", "damaged", zero[2]),
         item("damaged-b", "damaged", zero[2], stage=dataclasses.replace(RUN, steps=10), before=damage),
         item("winner", "race", zero[2]),
+        *full,
     ])  # fmt: skip
     run(folder, 4, [
         item("four-zero1", training=zero[1]),
@@ -160,6 +171,17 @@ def test_a_damaged_file_is_named_and_training_goes_on_from_the_checkpoint_before
     assert said["steps"]["9"]["loss"] == pytest.approx(calm[9]["loss"], rel=1e-4)
     assert {one.step for one in checkpoints_of(told / "damaged").all()} == {4, 8, 10}
     assert list((told / "damaged").rglob("step-000009.json.damaged"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_last_good_checkpoint_is_still_one(told: Path) -> None:
+    if not (told / "full.json").exists():
+        pytest.skip("a disk of its own needs the right to mount")
+    first, again = (json.loads((told / f"{name}.json").read_text()) for name in ("full", "full-again"))
+    for said in (first, again):
+        assert "could not save step 8 (No space left on device: " in said["fault"], said["fault"]
+    assert min(map(int, again["steps"])) == 5, "it went on from step 4"
+    assert [one.step for one in checkpoints_of(told / "full").all()] == [4]
 
 
 @pytest.mark.slow
