@@ -183,14 +183,13 @@ def test_going_to_another_threshold_and_back_computes_nothing_the_second_time(ma
     assert {s["state"] for s in back["stages"] if s["name"] in asked} == {"fresh"}
 
 
-@pytest.mark.parametrize(("killed", "last"), [("ray::Host", "scores"), ("ray::RayTrainWorker", "tokenizer")])
-def test_a_killed_actor_or_training_worker_costs_time_and_no_row(killed, last, tmp_path):
-    """SIGKILL to the first process of this kind that shows up; the run finishes by itself or by the same command."""
+def test_a_killed_actor_costs_time_and_no_row(tmp_path):
+    """SIGKILL to the first one that shows up; the run finishes by itself or by the same command."""
     import time
 
     import psutil
 
-    arguments = ["run", "root=data", "tracking=none", *SMALL, "--to", last, "--json"]
+    arguments = ["run", "root=data", "tracking=none", *SMALL, "--to", "scores", "--json"]
     command = [sys.executable, "-m", "pipelines.cli.main", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     process = subprocess.Popen(
@@ -202,11 +201,11 @@ def test_a_killed_actor_or_training_worker_costs_time_and_no_row(killed, last, t
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         for child in children:
             try:
-                if child.name().startswith(killed[:15]) or any(killed in part for part in child.cmdline()[:1]):
+                if child.name().startswith("ray::Host") or any("ray::Host" in part for part in child.cmdline()[:1]):
                     victim = child
             except psutil.Error:
                 continue
-    assert victim is not None, f"no process named {killed} was seen"
+    assert victim is not None, "no actor was seen"
     time.sleep(1.0)
     victim.kill()
     output, _ = process.communicate(timeout=300)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ def test_a_wish_to_stop_saves_the_step_and_the_same_command_goes_on_to_the_same_
     job = StoppedJob(tmp_path, {"packs": packs}, num_workers=2, step_s=0.6)
     with pytest.raises(StoppedError):
         list(STAGE.run(job))
+    assert not [t for t in threading.enumerate() if t.name == "ray-train"], "its workers went on"
     last = job.checkpoints.latest()
     assert last is not None and STAGE.checkpoint_every < last.step < STAGE.steps
     assert job.progressed[-1] == (last.step, STAGE.steps, "stopped")

@@ -21,7 +21,7 @@ from stages.base import Training
 from stages.train.saver import TRAINER_FILE
 from tests.conftest import REPO
 from tests.stages.fake_job import checkpoints_of
-from tests.stages.test_train import STAGE, packs  # noqa: F401 - a fixture
+from tests.stages.test_train import STAGE, loader_of, packs  # noqa: F401 - a fixture
 
 RUN = dataclasses.replace(STAGE, steps=9, checkpoint_every=4, learning_rate=2e-2)
 SHARED_S = 240
@@ -74,6 +74,8 @@ def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table, request: pyt
         writer.write_table(packs)
     zero = [Training(zero=z) for z in (0, 1, 2, 3)]
     bf16 = dataclasses.replace(RUN, precision="bf16")
+    each = dataclasses.replace(RUN, steps=4, checkpoint_every=1)
+    frozen = dataclasses.replace(RUN, steps=4, checkpoint_every=2, frozen=("trunk.blocks.0.*", "*norm*"))
     spiky = dataclasses.replace(RUN, steps=80, checkpoint_every=70, spike_sigma=-50.0)  # any step is a spike after 64
     full = [item("full", training=zero[2]), item("full-again", "full", zero[2])] if small_disk(folder / "full") else []
     request.addfinalizer(lambda: subprocess.run(["umount", str(folder / "full")], check=False, capture_output=True))
@@ -86,6 +88,8 @@ def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table, request: pyt
         item("damaged-a", "damaged", zero[2]),
         item("damaged-b", "damaged", zero[2], stage=dataclasses.replace(RUN, steps=10), before=damage),
         item("winner", "race", zero[2]),
+        item("poisoned", training=zero[2], poisoned=loader_of(packs, 4).rows(1)[1], stage=each),
+        item("healed", "poisoned", zero[2], stage=each),
         *full,
     ])  # fmt: skip
     run(folder, 4, [
@@ -100,6 +104,8 @@ def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table, request: pyt
         item("bf16-chain-c", "bf16-chain", zero[2], stage=bf16),
         item("kept", stage=dataclasses.replace(RUN, keep=1, checkpoint_every=2)),
         item("spiky", stage=spiky),
+        item("frozen", stage=frozen),
+        item("frozen-again", "frozen", stage=dataclasses.replace(frozen, steps=6)),
     ])  # fmt: skip
     return folder
 
@@ -171,6 +177,27 @@ def test_a_damaged_file_is_named_and_training_goes_on_from_the_checkpoint_before
     assert said["steps"]["9"]["loss"] == pytest.approx(calm[9]["loss"], rel=1e-4)
     assert {one.step for one in checkpoints_of(told / "damaged").all()} == {4, 8, 10}
     assert list((told / "damaged").rglob("step-000009.json.damaged"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_in_one_sentence_that_names_rank_pack_and_rows(
+    told: Path,
+    packs: pa.Table,  # noqa: F811
+) -> None:
+    """Nothing of that step is saved: training goes on from the last good checkpoint once the row is gone."""
+    said, healed = (json.loads((told / f"{name}.json").read_text()) for name in ("poisoned", "healed"))
+    row = packs.slice(loader_of(packs, 4).rows(1)[1], 1).to_pylist()[0]
+    assert said["fault"].startswith("the loss of step 2 is not finite, rank 1, pack "), said["fault"]
+    assert row["key"].hex()[:12] in said["fault"] and row["parents"][0].hex()[:12] in said["fault"]
+    assert list(said["steps"]) == ["1"] and list(healed["steps"]) == ["2", "3", "4"] and healed["fault"] is None
+    assert [one.step for one in checkpoints_of(told / "poisoned").all()] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_what_is_frozen_stays_and_the_rest_learns_and_goes_on_after_a_checkpoint(told: Path) -> None:
+    before, after = (model_at(told, "frozen", step).state_dict() for step in (2, 6))
+    still = {name for name in before if (before[name] == after[name]).all()}
+    assert still == {name for name in before if name.startswith("trunk.blocks.0.") or "norm" in name}
 
 
 @pytest.mark.slow

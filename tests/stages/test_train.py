@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.types import RunError, StoppedError, UserError
+from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import Format, Layout
 from models.recipe import Parts
@@ -112,14 +111,6 @@ class DyingJob(FakeJob):
         return DyingReader(self.tables[dataset], self.fatal_row, self.scratch / "died")
 
 
-@dataclass
-class StoppedJob(FakeJob):
-    """Is asked to stop as soon as it has heard of a step behind the first checkpoint."""
-
-    def stopping(self) -> bool:
-        return any(step > STAGE.checkpoint_every for step, _ in self.logged)
-
-
 def model_of(job: FakeJob, step: int) -> Any:
     """The model of a job's checkpoint."""
     from models.any_to_any import load_model
@@ -156,19 +147,6 @@ def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
 
     again = FakeJob(tmp_path / "calm", {"packs": packs})
     assert list(STAGE.run(again)) == rows and not again.logged
-
-
-@pytest.mark.slow
-def test_training_stops_between_two_steps_when_it_is_asked_to_and_keeps_its_checkpoints(
-    tmp_path: Path, packs: pa.Table, ray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
-    job = StoppedJob(tmp_path, {"packs": packs}, num_workers=2)
-    with pytest.raises(StoppedError):
-        list(dataclasses.replace(STAGE, steps=100_000).run(job))
-    assert not [t for t in threading.enumerate() if t.name == "ray-train"], "its workers went on"
-    last = job.checkpoints.latest()
-    assert last is not None and last.step >= 4 and job.progressed[-1] == (last.step, 100_000, "stopped")
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -256,47 +234,6 @@ def test_a_document_that_is_not_finite_names_its_pack_and_no_other(packs: pa.Tab
     assert row["key"].hex()[:12] in said and row["parents"][0].hex()[:12] in said and "plait why --row" in said
 
 
-@dataclass(frozen=True)
-class PoisonedReader(FakeReader):
-    """One pack's loss weights are no numbers, as a broken row would make them."""
-
-    row: int
-
-    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        table = super().take(rows, columns)
-        if self.row not in rows or "loss_weights" not in columns:
-            return table
-        found = table.to_pylist()
-        weights = found[list(rows).index(self.row)]["loss_weights"]
-        weights[3] = float("nan")
-        return pa.Table.from_pylist(found, table.schema)
-
-
-@dataclass
-class PoisonedJob(FakeJob):
-    row: int = -1
-
-    def reader(self, dataset: str) -> FakeReader:
-        return PoisonedReader(self.tables[dataset], self.row)
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_no_number_ends_in_one_sentence_that_names_rank_pack_and_rows(
-    tmp_path: Path, packs: pa.Table, ray
-) -> None:
-    """Nothing of that step is saved: the same command goes on from the last good checkpoint once the row is gone."""
-    guilty, stage = loader_of(packs, 4).rows(1)[1], dataclasses.replace(STAGE, steps=4, checkpoint_every=1)
-    poisoned = PoisonedJob(tmp_path, {"packs": packs}, num_workers=2, row=guilty)
-    with pytest.raises(RunError) as caught:
-        list(stage.run(poisoned))
-    said = str(caught.value)
-    row = packs.slice(guilty, 1).to_pylist()[0]
-    assert "loss of step 2 is not finite, rank 1" in said and "last good checkpoint is step 1" in said
-    assert row["key"].hex()[:12] in said and row["parents"][0].hex()[:12] in said
-    healed = FakeJob(tmp_path, {"packs": packs}, num_workers=2)
-    assert [row["step"] for row in stage.run(healed)] == [1, 2, 3, 4]
-
-
 @pytest.mark.parametrize(
     ("schedule", "middle", "end"), [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)]
 )
@@ -307,21 +244,6 @@ def test_learning_rates_by_hand(schedule: str, middle: float, end: float) -> Non
     stage = dataclasses.replace(STAGE, **given)
     assert [learning_rate(step, stage) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert learning_rate(54, stage) == pytest.approx(middle) and learning_rate(104, stage) == pytest.approx(end)
-
-
-@pytest.mark.slow
-def test_what_is_frozen_stays_and_the_rest_learns_and_goes_on_after_a_checkpoint(
-    tmp_path: Path, packs: pa.Table, ray
-) -> None:
-
-    stage = dataclasses.replace(STAGE, steps=4, checkpoint_every=2, frozen=("trunk.blocks.0.*", "*norm*"))
-    list(stage.run(FakeJob(tmp_path, {"packs": packs}, num_workers=1)))
-    again = dataclasses.replace(stage, steps=6)  # goes on from step 4, with moments of what learns alone
-    job = FakeJob(tmp_path, {"packs": packs}, num_workers=1)
-    list(again.run(job))
-    before, after = (model_of(job, step).state_dict() for step in (2, 6))
-    still = {name for name in before if (before[name] == after[name]).all()}
-    assert still == {name for name in before if name.startswith("trunk.blocks.0.") or "norm" in name}
 
 
 def test_a_pattern_that_fits_nothing_is_one_sentence() -> None:

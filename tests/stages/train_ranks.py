@@ -10,6 +10,8 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,22 @@ import torch.distributed as dist
 
 from models.layout import Format
 from tests.stages.fake_job import FakeReader, checkpoints_of
+
+
+@dataclass(frozen=True)
+class PoisonedReader(FakeReader):
+    """One pack's loss weights are no numbers, as a broken row would make them."""
+
+    row: int
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        table = super().take(rows, columns)
+        if self.row not in rows or "loss_weights" not in columns:
+            return table
+        found = table.to_pylist()
+        weights = found[list(rows).index(self.row)]["loss_weights"]
+        weights[3] = float("nan")
+        return pa.Table.from_pylist(found, table.schema)
 
 
 class Told:
@@ -71,7 +89,8 @@ def main() -> None:
     for item in pickle.loads((folder / f"plan-{world}.pickle").read_bytes()):
         told = Told()
         config = {
-            "stage": item["stage"], "training": item["training"], "packs": FakeReader(packs), "form": form,
+            "stage": item["stage"], "training": item["training"], "form": form,
+            "packs": PoisonedReader(packs, item.get("poisoned", -1)),
             "checkpoints": checkpoints_of(folder / item["where"]), "code_vectors": item.get("vectors"), "log_every": 1,
             "profile": item.get("profile", False), "sink": told, "pulse": Still(item.get("stop_at")),
         }  # fmt: skip
