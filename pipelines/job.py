@@ -44,6 +44,7 @@ class EngineJob:
     warn: Callable[[str], None]
     training: Training
     profile: bool
+    connect: Callable[[], Any]
     metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -56,6 +57,10 @@ class EngineJob:
     def checkpoint(self, dataset: str) -> Path:
         """Local folder with the verified files of a side checkpoint."""
         return fetch_checkpoint(self.root, self.snapshots[dataset], Path(tempfile.mkdtemp(dir=self.scratch)))
+
+    def ray(self) -> Any:
+        """The `ray` module, connected to this run's cluster."""
+        return self.connect()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics at a step."""
@@ -99,7 +104,7 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
     show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731
     place, profile = plan.node.placement, site.planner.ask.profile
-    job = EngineJob(site.root, scratch, place.workers, checkpoints, plan.snapshots, edges, show, site.run, site.note, place.training, profile)  # fmt: skip  # noqa: E501
+    job = EngineJob(site.root, scratch, place.workers, checkpoints, plan.snapshots, edges, show, site.run, site.note, place.training, profile, site.ray)  # fmt: skip  # noqa: E501
     try:
         stage = plan.node.stage
         assert isinstance(stage, JobStage)

@@ -32,6 +32,8 @@ class Site:
     """Who asked for it: its log, and whether it is to stop."""
     fleet: Callable[[], Fleet]
     """The actors of this run; Ray is started when it is first asked for."""
+    ray: Callable[[], Any]
+    """The `ray` module, connected; Ray is started when it is first asked for."""
     release_actors: Callable[[], None]
     """Stop the actors that no stage uses."""
     show: Callable[[str, int, int, str], None]

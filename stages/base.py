@@ -252,6 +252,10 @@ class Job(Protocol):
         """Local folder with the verified files of the last checkpoint of a side edge."""
         ...
 
+    def ray(self) -> Any:
+        """The `ray` module, connected to this run's cluster: Ray is started, or joined, when it is first asked for."""
+        ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics at a step, for MLflow and the progress line."""
         ...

@@ -66,6 +66,7 @@ def fit(
     (SIGTERM, a machine that drains) save first and start again from there. Raises RunError after the fourth failure,
     and at once where the workers blamed something; StoppedError where the job was asked to stop.
     """
+    job.ray()  # else Ray would start one of its own, whatever the run's address
     while True:
         before = _reached(job)
         one = _Round(job, worker, config, name, workers, named)

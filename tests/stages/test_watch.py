@@ -13,7 +13,8 @@ from infra.types import UserError
 from stages import watch
 from stages.pulse import Beat, Heard, Pulse, Sink, What
 from stages.watch import Watch, culprits
-from stages.workers import seconds_of
+from stages.workers import fit, seconds_of
+from tests.stages.fake_job import FakeJob
 
 
 def heard(rank: int, step: int, what: What, ago_s: float = 0.5, num_steps: int = 3, step_s: float = 1.0) -> Heard:
@@ -149,3 +150,15 @@ def test_times_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAIT_HANG_S", "soon")
     with pytest.raises(UserError, match="PLAIT_HANG_S is 'soon': give a number of seconds"):
         seconds_of("PLAIT_HANG_S")
+
+
+class NoCluster(FakeJob):
+    def ray(self):
+        raise UserError("no Ray cluster answers")
+
+
+def test_workers_start_on_the_cluster_of_the_run_and_on_no_other(tmp_path, monkeypatch):
+    """Ray would start one of its own, open to the network, for whoever makes an actor before it is connected."""
+    monkeypatch.setattr("stages.workers._Round", lambda *_: pytest.fail("workers before a cluster"))
+    with pytest.raises(UserError, match="no Ray cluster"):
+        fit(NoCluster(tmp_path), print, {}, name="model", workers=1, steps=1, said=str)
