@@ -43,5 +43,14 @@ def row(name: str, figures: Sequence[float], unit: str, peer: Sequence[float] | 
     return f"{text} ratio {median / statistics.median(peer):.2f}" if peer else text
 
 
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they must be, the first one to the left."""
+    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
+    print(f"\n{title}")
+    for row in (head, *rows):
+        cells = [f"{c:<{w}}" if not n else f"{c:>{w}}" for n, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  " + "  ".join(cells).rstrip())
+
+
 def _short(figure: float) -> str:
     return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"

@@ -66,3 +66,21 @@ def test_the_loader_and_the_trainer_are_measured_on_the_same_packs_of_a_root(tmp
     assert {len(found) for found in figures.values()} == {2}
     assert all(0 <= share <= 1 for name in ("stall share", "stall share in advance") for share in figures[name])
     assert min(rate for name in ("loader", "trainer", "together") for rate in figures[name]) > 0
+
+
+def test_what_a_thousand_ranks_stand_on_is_measured(tmp_path):
+    from benchmarks.scale_measure import measured
+
+    found = vars(measured(4, 50, 2048, tmp_path))
+    assert min(value for name, value in found.items() if name != "draw_s") > 0
+    assert found["stored_bytes"] < found["arrow_bytes"] < found["row_bytes"]
+
+
+def test_nobody_waits_where_steps_in_advance_outlast_the_slowest_read():
+    from argparse import Namespace
+
+    from benchmarks.scale_waits import stalls
+
+    given = Namespace(ranks=64, latency_steps=300, latency=[0.05, 0.5, 3.0, 30.0])
+    late = [stalls(given, 5.0, ahead, 0.1, 4.0)[0] for ahead in (1, 2, 8)]
+    assert late[0] > late[1] > late[2] == 0
