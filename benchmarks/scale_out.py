@@ -30,10 +30,9 @@ from benchmarks.scale_waits import prefetch, stragglers
 from pipelines.job import JOB_ROWS_PER_FRAGMENT
 from stages import packing_report
 from stages.packing import Budget, plan, training_order
+from stages.train.stream import ORDER_ROWS
 
 GB = 1e9
-ORDER_ROWS = 1024
-"""Packs whose order a rank reads at once, one such read after the other (SnapshotReader.scan)."""
 TRILLIONS = {256: 3.4, 512: 1.8, 1024: 0.4}
 """Tokens of NextFlow's pretraining stages (model-recipes 1.5), the two of 1024 pixels together."""
 
@@ -135,7 +134,7 @@ def failures(given: Namespace, size: Size, at: Measured) -> None:
         write_s, others_s = whole * through, own * (8 / given.disk_gb_s + 8 / given.store_gb_s + 1 / at.sha_gb_s)
         fetch_s = 8 * whole * (2 / given.disk_gb_s + 1 / given.store_gb_s) + whole / at.sha_gb_s
         check_s = whole * (2 / given.disk_gb_s + 1 / given.store_gb_s + 1 / at.sha_gb_s)
-        match_s = given.ranks * at.num_parameters**2 * at.overlap_s
+        match_s = given.ranks * at.num_parameters * at.overlap_s
         steps = [given.ray_s, at.import_s, order_s, n * at.weight_s, check_s, fetch_s, match_s, given.warm_s]
         restart = sum(steps)
         once = given.ray_s + at.import_s + whole * (1 / given.store_gb_s + 1 / at.sha_gb_s) + given.warm_s
@@ -179,7 +178,6 @@ def limits(given: Namespace, size: Size, at: Measured, mtbf_s: float, best_s: fl
         ["  last_sound reads them on each rank", f"{kept * parse_s / 60:.0f} min, {kept * manifest * r / 1e12:.0f} TB",
          "infra/checkpoints.py"],
         ["all_gather_object, on each rank", f"{entries * at.unpickle_s:.1f} s", "saver.py"],
-        ["failures until the run gives up", f"4, in {4 * mtbf_s / 86400:.0f} days", "stages/workers.py"],
         ["sum of a step", f"{8 * (10 + 64 + 2 + r) / 1e3:.1f} kB", "train/rank.py"],
         ["pulses at one actor, not measured", f"{r} /s", "stages/pulse.py"],
     ]  # fmt: skip

@@ -34,14 +34,16 @@ class CheckpointFolder:
 
     def all(self) -> list[Checkpoint]:
         """Every published checkpoint, lowest step first."""
+        return [read_manifest(self.bucket, name)[0] for name in self._manifests()]
+
+    def _manifests(self) -> list[str]:
         depth = self.path.count("/") + 1
-        names = [n for n in self.bucket.names(self.path) if n.count("/") == depth and n.endswith(".json")]
-        return [read_manifest(self.bucket, name)[0] for name in sorted(names)]
+        return sorted(n for n in self.bucket.names(self.path) if n.count("/") == depth and n.endswith(".json"))
 
     def latest(self) -> Checkpoint | None:
         """The highest step whose manifest exists."""
-        saved = self.all()
-        return saved[-1] if saved else None
+        names = self._manifests()
+        return read_manifest(self.bucket, names[-1])[0] if names else None
 
     def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:
         """Upload every file, then put the manifest; where another writer was first, its checkpoint is returned."""

@@ -219,11 +219,13 @@ class Training:
     """Ranks that share every pack, for long ones (Ulysses, arXiv 2309.14509); it divides the heads."""
     recompute: bool = False
     """Compute the inside of each block again in the backward pass: less memory, a third more time."""
+    ahead: int = 8
+    """Steps whose packs are read in advance: the time they take must outlast the store's slowest answer."""
     deterministic: bool = False
     """Only kernels that give the same bits every time (slower on GPUs)."""
 
     def __post_init__(self) -> None:
-        for name in ("packs_per_pass", "sequence_ranks"):
+        for name in ("packs_per_pass", "sequence_ranks", "ahead"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"training.{name} is {value}: give 1 or more")
 

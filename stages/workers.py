@@ -62,9 +62,9 @@ def fit(
     """Run `worker` on so many Ray Train workers until it returns, and meanwhile hand on what it tells its `sink`.
 
     `steps` is what progress counts to, `said` words a step's metrics, `named` the rows that a rank cannot load.
-    Workers that die or hang start again, up to three times, from the last checkpoint; those that are told to leave
-    (SIGTERM, a machine that drains) save first and start again from there. Raises RunError after the fourth failure,
-    and at once where the workers blamed something; StoppedError where the job was asked to stop.
+    Workers that die or hang start again, up to three times between two checkpoints, from the last one; those that
+    are told to leave (SIGTERM, a machine that drains) save first. Raises RunError after the fourth failure without a
+    checkpoint in between, and at once where the workers blamed something; StoppedError where the job was asked to stop.
     """
     job.ray()  # else Ray would start one of its own, whatever the run's address
     while True:
@@ -76,7 +76,7 @@ def fit(
         if why is None:
             return
         if reached <= before:
-            raise RunError(f"{why} before a step was saved; the same command goes on from step {reached}")
+            raise RunError(f"{why}; no step was saved meanwhile, the same command goes on from step {reached}")
         job.note(f"{why}: what was done is saved, training goes on from step {reached}")
 
 
@@ -149,10 +149,7 @@ class _Round:
             raise RunError(f"{fault}; the last good checkpoint is step {reached}, from which the same command goes on")
         if self._failed:
             cause = self._hung or str(self._failed[0]).strip().splitlines()[-1]
-            raise RunError(
-                f"training failed {_MAX_FAILURES + 1} times, last with: {cause}; the same command goes on from step"
-                f" {reached}"
-            ) from self._failed[0]
+            return f"training failed {_MAX_FAILURES + 1} times, last with: {cause}"
         if reached >= steps:
             return None
         told = [f"rank {h.beat.rank} ({h.beat.host}, process {h.beat.pid})" for h in self._ranks if h.beat.leaving]

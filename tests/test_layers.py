@@ -43,7 +43,9 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
             "infra/fleet.py",
             "infra/cluster.py",
             "stages/workers.py",
-            "stages/train/loop.py",
+            "stages/pulse.py",
+            "stages/train/rank.py",
+            "stages/sigterm.py",
             "stages/tokenizer/loop.py",
         },
     }

@@ -186,12 +186,12 @@ class Engine:
 
                 with deepspeed.zero.GatheredParameters([parameter]):
                     if wanted:
-                        found[name] = parameter.detach().cpu().clone()
+                        found[name] = parameter.detach().to("cpu", copy=True)
             elif wanted:
-                found[name] = parameter.detach().cpu().clone()
+                found[name] = parameter.detach().to("cpu", copy=True)
         if not wanted:
             return None
-        return found | {name: tensor.cpu().clone() for name, tensor in state.items() if name not in found}
+        return found | {name: tensor.to("cpu", copy=True) for name, tensor in state.items() if name not in found}
 
     def _norm(self) -> float:
         return float(self._engine.optimizer._global_grad_norm)

@@ -28,7 +28,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank = Rank(config)
     stage, pulse, step = rank.stage, rank.pulse, rank.step
     profile = Profile(config["profile"] and rank.rank == 0, rank.sink)
-    with Prefetch(rank.load, step, stage.steps) as ready, profile:
+    with Prefetch(rank.load, step, stage.steps, config["training"].ahead) as ready, profile:
         stops = False
         while step < stage.steps and not stops:
             # 1. Load: what this rank reads at the step, made ready meanwhile.

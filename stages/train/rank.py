@@ -95,6 +95,8 @@ class Rank:
             with self._checkpoints.fetch(last, USE_FILES) as folder:
                 load_weights(model, folder)
                 state = json.loads((folder / TRAINER_FILE).read_text())
+        if self.stage.precision == "bf16":
+            model.bfloat16()  # before it goes to the device, where a whole model in fp32 may have no room
         model.to(self.device).trunk.recompute = self._training.recompute
         packs = self.stage.global_batch // self.readers
         num_passes = math.ceil(packs / (self._training.packs_per_pass or packs))

@@ -16,7 +16,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ class Saver:
         told: list[Any] = [self._checkpoints.target(step) if self._rank == 0 else None]
         dist.broadcast_object_list(told)
         kinds = engine.saved_kinds
-        own = [(f, {kind: f.tensors[kind].detach().cpu().clone() for kind in kinds}) for f in engine.own()]
+        own = [(f, {kind: f.tensors[kind].detach().to("cpu", copy=True) for kind in kinds}) for f in engine.own()]
         weights = engine.weights()
         config = config_json(engine.model, step) if weights is not None else ""
         save = _Save(step, told[0], facts)
@@ -177,9 +177,8 @@ def restore(engine: Engine, checkpoints: Checkpoints, checkpoint: Checkpoint) ->
     """What this rank updates, from whichever files hold it."""
     wanted = engine.fragments()
     files = {name: facts["holds"] for name, facts in checkpoints.files(checkpoint).items() if "holds" in facts}
-    names = [
-        name for name, holds in files.items() if any(_overlaps(f, key, at) for f in wanted for key, at in holds.items())
-    ]
+    mine = {fragment.name: fragment for fragment in wanted}
+    names = [name for name, holds in files.items() if any(_overlaps(mine, key, at) for key, at in holds.items())]
     with checkpoints.fetch(checkpoint, names) as folder, torch.no_grad():
         for name in names:
             by_parameter: dict[str, list[tuple[str, int, int]]] = {}
@@ -194,8 +193,9 @@ def restore(engine: Engine, checkpoints: Checkpoints, checkpoint: Checkpoint) ->
                             fragment.tensors[kind][low - fragment.start : high - fragment.start].copy_(part)
 
 
-def _overlaps(fragment: Fragment, key: str, held: list[int]) -> bool:
-    return key.rpartition("@")[0] == fragment.name and held[0] < fragment.stop and fragment.start < held[1]
+def _overlaps(wanted: Mapping[str, Fragment], key: str, held: Sequence[int]) -> bool:
+    fragment = wanted.get(key.rpartition("@")[0])  # a rank has one stretch of a parameter at the most
+    return fragment is not None and held[0] < fragment.stop and fragment.start < held[1]
 
 
 def _said(error: Exception) -> str:

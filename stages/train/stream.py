@@ -36,6 +36,10 @@ def permuted(index: int, size: int, key: bytes) -> int:
             return index
 
 
+ORDER_ROWS = 1 << 20
+"""Packs whose order is read at once: few requests, for every rank reads all of them."""
+
+
 class Stream:
     """Positions in the snapshot of the packs of every step."""
 
@@ -75,4 +79,5 @@ def _rows_of_phases(reader: Reader, phases: Mapping[str, int]) -> dict[str, NDAr
 
 
 def _column(reader: Reader, name: str) -> NDArray[Any]:
-    return np.concatenate([batch.column(0).to_numpy(zero_copy_only=False) for batch in reader.scan([name])])
+    batches = reader.scan([name], ORDER_ROWS)
+    return np.concatenate([batch.column(0).to_numpy(zero_copy_only=False) for batch in batches])

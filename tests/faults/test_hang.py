@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from infra.types import StoppedError
-from stages.base import Row
+from stages.base import Row, Training
 from stages.workers import fit
 from tests.stages.fake_job import FakeJob, FakeReader
 from tests.stages.test_train import STAGE, loader_of, packs  # noqa: F401 - a fixture
@@ -90,7 +90,8 @@ def test_a_rank_whose_data_never_comes_is_named_with_its_packs_and_training_goes
     monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
     monkeypatch.setenv("PLAIT_HANG_S", "3")
     row = loader_of(packs, 4).rows(7)[1]  # read in advance, but not before step 4 is saved
-    job = SlowJob(tmp_path, {"packs": packs}, num_workers=2, step_s=0.3, fatal_row=row)
+    near = Training(ahead=2)
+    job = SlowJob(tmp_path, {"packs": packs}, num_workers=2, training=near, step_s=0.3, fatal_row=row)
     rows = list(STAGE.run(job))
     (said,) = job.notes
     assert "no step has moved for 3 s: rank 1 (" in said and "is loading in step 8 for" in said
