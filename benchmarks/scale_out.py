@@ -175,8 +175,6 @@ def limits(given: Namespace, size: Size, at: Measured, mtbf_s: float, best_s: fl
         ["positions of packs, sent to each rank", f"{size.packs * 8 / GB:.1f} GB", "pipelines/job.py"],
         ["checkpoint's manifest, ZeRO-3", f"{manifest / 1e6:.0f} MB, parsed in {parse_s:.1f} s", "saver.py"],
         [f"  keep=null, {given.billions[-1]:g}B", f"{kept:,.0f} of them, {kept * saved_gb / 1e3:,.0f} TB", "saver.py"],
-        ["  last_sound reads them on each rank", f"{kept * parse_s / 60:.0f} min, {kept * manifest * r / 1e12:.0f} TB",
-         "infra/checkpoints.py"],
         ["all_gather_object, on each rank", f"{entries * at.unpickle_s:.1f} s", "saver.py"],
         ["sum of a step", f"{8 * (10 + 64 + 2 + r) / 1e3:.1f} kB", "train/rank.py"],
         ["pulses at one actor, not measured", f"{r} /s", "stages/pulse.py"],

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,11 @@ class CheckpointFolder:
 
     def latest(self) -> Checkpoint | None:
         """The highest step whose manifest exists."""
-        names = self._manifests()
-        return read_manifest(self.bucket, names[-1])[0] if names else None
+        return next(self.newest_first(), None)
+
+    def newest_first(self) -> Iterator[Checkpoint]:
+        """As `all`, highest step first, each read when it is asked for: manifests of many ranks are large."""
+        return (read_manifest(self.bucket, name)[0] for name in reversed(self._manifests()))
 
     def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:
         """Upload every file, then put the manifest; where another writer was first, its checkpoint is returned."""

@@ -174,6 +174,10 @@ class Checkpoints(Protocol):
         """Every published checkpoint, lowest step first."""
         ...
 
+    def newest_first(self) -> Iterator[Checkpoint]:
+        """As `all`, highest step first, each read when it is asked for."""
+        ...
+
     def save(self, step: int, folder: Path, facts: Mapping[str, Any]) -> Checkpoint:
         """Upload every file under `folder`, then put the manifest if absent; a lost race adopts the winner."""
         ...

@@ -153,7 +153,7 @@ def last_sound(checkpoints: Checkpoints, note: Any) -> Checkpoint | None:
     """The newest checkpoint all of whose files are what was published; damaged ones are set aside, and `note` is told.
     A collective call: each rank checks its share of the files."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    for checkpoint in reversed(checkpoints.all()):
+    for checkpoint in checkpoints.newest_first():
         own = sorted(checkpoints.files(checkpoint))[rank::world]
         trouble = None
         try:
