@@ -50,6 +50,11 @@ class EngineJob:
     pictures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def run_id(self) -> str:
+        """The run that it is part of."""
+        return self.run.run_id
+
     def reader(self, dataset: str) -> SnapshotReader:
         """The rows of an edge that pass its gate."""
         return SnapshotReader(self.root, self.snapshots[dataset], self.units[dataset].positions)

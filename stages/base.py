@@ -246,6 +246,11 @@ class Job(Protocol):
     """Whether a trace of a few steps of training is wanted."""
 
     @property
+    def run_id(self) -> str:
+        """The run that it is part of."""
+        ...
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints of this materialisation."""
         ...

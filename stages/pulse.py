@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stages.gauges import Gauges
+
 PULSE_S = 1.0
 _HEARING_S = 10.0
 """How long a beat waits for its reply; the actor that hears it may be started anew meanwhile."""
@@ -160,7 +162,8 @@ def leave_on_sigterm() -> None:
 class Sink:
     """A Ray actor between the workers and the driver: what was measured, where the ranks are, what they are to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str, run: str) -> None:
+        self._gauges = Gauges(stage, run)
         self._held: list[tuple[int, dict[str, float]]] = []
         self._pictures: dict[str, bytes] = {}
         self._notes: list[str] = []
@@ -199,7 +202,8 @@ class Sink:
         return self._fault
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Keep the metrics of a step."""
+        """Keep the metrics of a step, and show them as Ray metrics."""
+        self._gauges.set({"step": step} | metrics)
         self._held.append((step, metrics))
 
     def show(self, name: str, data: bytes) -> None:
@@ -211,7 +215,8 @@ class Sink:
         self._notes.append(sentence)
 
     def drain(self) -> tuple[list[tuple[int, dict[str, float]]], dict[str, bytes], list[str]]:
-        """Hand out what was measured and said, and forget it."""
+        """Hand out what was measured and said, and forget it. The driver asks twice a second."""
+        self._gauges.again()
         told = self._held, self._pictures, self._notes
         self._held, self._pictures, self._notes = [], {}, []
         return told

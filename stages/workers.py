@@ -61,7 +61,8 @@ def fit(
 ) -> None:
     """Run `worker` on so many Ray Train workers until it returns, and meanwhile hand on what it tells its `sink`.
 
-    `steps` is what progress counts to, `said` words a step's metrics, `named` the rows that a rank cannot load.
+    `name` is the dataset's, `steps` what progress counts to, `said` words a step's metrics, `named` the rows that a
+    rank cannot load.
     Workers that die or hang start again, up to three times between two checkpoints, from the last one; those that
     are told to leave (SIGTERM, a machine that drains) save first. Raises RunError after the fourth failure without a
     checkpoint in between, and at once where the workers blamed something; StoppedError where the job was asked to stop.
@@ -92,7 +93,7 @@ class _Round:
         self._stop_s = STOP_S if (given := seconds_of("PLAIT_STOP_S")) is None else given
         self._watch = Watch(seconds_of("PLAIT_HANG_S"), named)
         actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Sink)
-        self._sink = actor.remote()
+        self._sink = actor.remote(name, job.run_id)
         self._ranks: list[Heard] = []
         self._failed: list[BaseException] = []
         self._hung: str | None = None

@@ -1,5 +1,7 @@
 """The benchmarks still measure what they say, at toy sizes (those that need Ray are run by hand)."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks import commit, planning
@@ -47,8 +49,8 @@ def test_all_ways_to_pack_train_on_the_same_samples():
     assert float(padded.weights_T.sum()) == pytest.approx(float(plain.weights_T.sum()))
 
 
-def test_the_loader_and_the_trainer_are_measured_on_the_same_packs_of_a_root(tmp_path):
-    from benchmarks import loader
+def toy_training(folder):
+    """A toy model, and a root with its packs in a folder."""
     from infra.commits import publish_full
     from infra.folder_bucket import LocalBucket
     from infra.store import Store
@@ -56,11 +58,17 @@ def test_the_loader_and_the_trainer_are_measured_on_the_same_packs_of_a_root(tmp
     from tests.stages import test_pack_recipes as recipes
 
     made, parts = recipes.tables("scales"), recipes.PARTS["scales"]
-    rows, _ = recipes.pack(tmp_path, made, recipes.stage(recipes.LAYOUTS["scales"], flops_per_pack=3e7))
+    rows, _ = recipes.pack(folder, made, recipes.stage(recipes.LAYOUTS["scales"], flops_per_pack=3e7))
     rows = [{"key": bytes([n]) * 16, "label": "pack"} | row for n, row in enumerate(rows)]
-    store, schema = Store(LocalBucket(tmp_path / "root")), recipes.Packs.schema
+    store, schema = Store(LocalBucket(folder / "root")), recipes.Packs.schema
     publish_full(store, "packs", schema, list(store.stage("packs", rows, schema).fragments), "key.1", 0)
-    stage = Model(trunk=recipes.SHAPE, parts=parts, rope_shares=(2, 1, 1), steps=9, global_batch=2)
+    return Model(trunk=recipes.SHAPE, parts=parts, rope_shares=(2, 1, 1), steps=9, global_batch=2)
+
+
+def test_the_loader_and_the_trainer_are_measured_on_the_same_packs_of_a_root(tmp_path):
+    from benchmarks import loader
+
+    stage = toy_training(tmp_path)
     trainer = loader.Trainer(stage, loader.packs_of(str(tmp_path / "root")))
     figures = loader.measure(trainer, runs=2, steps=3)
     assert {len(found) for found in figures.values()} == {2}
@@ -84,3 +92,18 @@ def test_nobody_waits_where_steps_in_advance_outlast_the_slowest_read():
     given = Namespace(ranks=64, latency_steps=300, latency=[0.05, 0.5, 3.0, 30.0])
     late = [stalls(given, 5.0, ahead, 0.1, 4.0)[0] for ahead in (1, 2, 8)]
     assert late[0] > late[1] > late[2] == 0
+
+
+@pytest.mark.slow
+def test_checkpoints_are_measured_on_trainings_that_do_the_same_work(tmp_path, capsys):
+    from benchmarks import checkpoints
+
+    stage = toy_training(tmp_path)
+    stage = dataclasses.replace(stage, parts=dataclasses.replace(stage.parts, code_vectors="drawn", code_head="shared"))
+    plan = checkpoints.Plan(str(tmp_path / "root"), stage, runs=1, steps=10, every=4, folder=tmp_path)
+    (ways,) = checkpoints.measure(plan, world=1)
+    assert [len(run.saves) for run in ways.values()] == [1, 6, 6, 6]  # of 21 steps, ten of them warm-up
+    for run in ways.values():
+        assert all(save.held_s > 0 and save.written > save.began for save in run.saves) and run.save_bytes > 0
+    checkpoints.report(plan, 1, [ways])
+    assert capsys.readouterr().out.count("held, each") == 3

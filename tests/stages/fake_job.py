@@ -38,6 +38,7 @@ class FakeJob:
     num_workers: int = 1
     training: Training = field(default_factory=Training)
     profile: bool = False
+    run_id: str = "fake"
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     summaries: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)

@@ -102,7 +102,7 @@ def test_rows_that_cannot_be_named_in_time_are_numbers(clock: Clock, monkeypatch
 
 
 def test_the_sink_ends_processes_and_not_their_successors() -> None:
-    sink = Sink()
+    sink = Sink("model", "run")
     one, two = heard(0, 3, "computing").beat, heard(1, 3, "computing").beat
     assert sink.pulse(one) == "on"
     sink.stop()
