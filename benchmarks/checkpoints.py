@@ -232,7 +232,7 @@ class Pulse:
         self._run, self.step = run, 0
 
     def at(self, step: int, what: str, rows: Any = ()) -> None:
-        """See stages.pulse."""
+        """See stages.workers.pulse."""
         self.step = step
         if what == "loading":
             self._run.began[step] = time.monotonic()

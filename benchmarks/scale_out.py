@@ -177,7 +177,7 @@ def limits(given: Namespace, size: Size, at: Measured, mtbf_s: float, best_s: fl
         [f"  keep=null, {given.billions[-1]:g}B", f"{kept:,.0f} of them, {kept * saved_gb / 1e3:,.0f} TB", "saver.py"],
         ["all_gather_object, on each rank", f"{entries * at.unpickle_s:.1f} s", "saver.py"],
         ["sum of a step", f"{8 * (10 + 64 + 2 + r) / 1e3:.1f} kB", "train/rank.py"],
-        ["pulses at one actor, not measured", f"{r} /s", "stages/pulse.py"],
+        ["pulses at one actor, not measured", f"{r} /s", "stages/workers/pulse.py"],
     ]  # fmt: skip
     table("e. What one process does, or every rank", ["", "cost", "where"], rows)
 

@@ -42,10 +42,11 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
         "ray": {
             "infra/fleet.py",
             "infra/cluster.py",
-            "stages/workers.py",
-            "stages/pulse.py",
+            "stages/workers/fit.py",
+            "stages/workers/pulse.py",
+            "stages/workers/gauges.py",
             "stages/train/rank.py",
-            "stages/sigterm.py",
+            "stages/workers/sigterm.py",
             "stages/tokenizer/loop.py",
         },
     }

@@ -25,8 +25,8 @@ from stages.tokenizer.samples import Samples
 
 if TYPE_CHECKING:
     from stages.base import Checkpoint, Checkpoints
-    from stages.pulse import Pulse
     from stages.tokenizer.tokenizer import Tokenizer
+    from stages.workers.pulse import Pulse
 
 STATE_FILE = "optimizer.safetensors"
 _BETAS = (0.9, 0.99)

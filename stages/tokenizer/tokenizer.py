@@ -13,7 +13,7 @@ from models.tokenizers.shapes import NextFlowShape, PublishedShape, Shape
 from stages import weights
 from stages.base import Edge, Job, JobStage, Row, above_zero
 from stages.frames import View
-from stages.workers import fit, num_that_divide
+from stages.workers.fit import fit, num_that_divide
 
 LOG_EVERY = 20
 """Steps between logged metrics; it changes no result, so it is no setting."""

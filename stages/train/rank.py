@@ -28,8 +28,8 @@ from stages.train.told import PLACES, TEXT_COUNT, VISION_COUNT
 
 if TYPE_CHECKING:
     from stages.base import Checkpoints, Training
-    from stages.pulse import Pulse
     from stages.train.train import Model
+    from stages.workers.pulse import Pulse
 
 
 @dataclass(frozen=True)

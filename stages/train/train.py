@@ -16,7 +16,7 @@ from stages import weights
 from stages.base import AS_BEFORE, Edge, Job, JobStage, Row, above_zero
 from stages.train.phases import check_phases
 from stages.train.stream import Stream
-from stages.workers import fit, num_that_divide
+from stages.workers.fit import fit, num_that_divide
 
 LOG_EVERY = 10
 """Steps between logged metrics; it changes no result, so it is no setting."""

@@ -18,7 +18,7 @@ import pytest
 
 from infra.types import StoppedError
 from stages.base import Row, Training
-from stages.workers import fit
+from stages.workers.fit import fit
 from tests.stages.fake_job import FakeJob, FakeReader
 from tests.stages.test_train import STAGE, loader_of, packs  # noqa: F401 - a fixture
 
@@ -191,8 +191,8 @@ def test_a_machine_that_drains_is_left_with_everything_saved(
 ) -> None:
     """Draining the one machine of the tests would end them, so what Ray tells is put in its place."""
     job, node = FakeJob(tmp_path), ray.get_runtime_context().get_node_id()
-    monkeypatch.setattr("stages.workers.draining_nodes", lambda: set() if job.notes else {node})
-    monkeypatch.setattr("stages.workers._DRAIN_LOOK_S", 0.0)
+    monkeypatch.setattr("stages.workers.fit.draining_nodes", lambda: set() if job.notes else {node})
+    monkeypatch.setattr("stages.workers.fit._DRAIN_LOOK_S", 0.0)
     count(job, step_s=0.5)
     (said,) = job.notes
     assert said.startswith("Ray drains ") and "where rank 0, 1 was: what was done is saved" in said

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from stages.gauges import TOLD, described, name_of
-from stages.pulse import Sink
 from stages.train.speed import Speed
+from stages.workers.gauges import TOLD, described, name_of
+from stages.workers.pulse import Sink
 
 PATIENCE_S = 40
 

@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from infra.types import UserError
 from models.tokenizers.interface import load_tokenizer
-from stages.pulse import Pulse
 from stages.tokenizer import loop
 from stages.tokenizer.samples import Samples
 from stages.tokenizer.tokenizer import Tokenizer
+from stages.workers.pulse import Pulse
 from tests.stages.fake_job import FakeJob, FakeReader
 from tests.stages.shapes_world import world
 from tests.tokenizers import vq_shape

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from infra.types import UserError
-from stages import watch
-from stages.pulse import Beat, Heard, Pulse, Sink, What
-from stages.watch import Watch, culprits
-from stages.workers import fit, seconds_of
+from stages.workers import watch
+from stages.workers.fit import fit, seconds_of
+from stages.workers.pulse import Beat, Heard, Pulse, Sink, What
+from stages.workers.watch import Watch, culprits
 from tests.stages.fake_job import FakeJob
 
 
@@ -124,7 +124,7 @@ def test_a_pulse_times_steps() -> None:
 
 
 def test_sigterm_outside_training_goes_where_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages import pulse
+    from stages.workers import pulse
 
     got: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
@@ -159,6 +159,6 @@ class NoCluster(FakeJob):
 
 def test_workers_start_on_the_cluster_of_the_run_and_on_no_other(tmp_path, monkeypatch):
     """Ray would start one of its own, open to the network, for whoever makes an actor before it is connected."""
-    monkeypatch.setattr("stages.workers._Round", lambda *_: pytest.fail("workers before a cluster"))
+    monkeypatch.setattr("stages.workers.fit._Round", lambda *_: pytest.fail("workers before a cluster"))
     with pytest.raises(UserError, match="no Ray cluster"):
         fit(NoCluster(tmp_path), print, {}, name="model", workers=1, steps=1, said=str)

@@ -1,5 +1,5 @@
 """Training workers: start them with Ray Train, hear what they measure, end those that hang, let them stop between two
-steps. Not a stage."""
+steps.."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from infra.types import RunError, StoppedError, UserError
 from stages.base import Job
-from stages.pulse import Heard, Pulse, Sink
-from stages.watch import Naming, Watch
+from stages.workers.pulse import Heard, Pulse, Sink
+from stages.workers.watch import Naming, Watch
 
 _MAX_FAILURES = 3
 """Times the workers are started again after one died or hung, each time from the last checkpoint."""
@@ -207,7 +207,7 @@ def _trainer(job: Job, config: dict[str, Any], name: str, workers: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from stages.sigterm import LeavingTorchConfig
+    from stages.workers.sigterm import LeavingTorchConfig
 
     on_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     return TorchTrainer(

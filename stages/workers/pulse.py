@@ -1,4 +1,4 @@
-"""The pulse of a training worker: where each rank is, about once a second, and what the driver wants. Not a stage.
+"""The pulse of a training worker: where each rank is, about once a second, and what the driver wants..
 
 A pulse beats in a thread of its own: a rank that waits for data, or for the others inside a collective call, is heard
 all the same, and the training thread asks nobody anything. A rank that is not heard is stopped (SIGSTOP), swapped out,
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stages.gauges import Gauges
+from stages.workers.gauges import Gauges
 
 PULSE_S = 1.0
 _HEARING_S = 10.0

@@ -1,4 +1,4 @@
-"""Whether a training hangs, and which ranks are at fault: judged by the driver from the ranks' pulses. Not a stage."""
+"""Whether a training hangs, and which ranks are at fault: judged by the driver from the ranks' pulses.."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from stages.pulse import PULSE_S, Beat, Heard
+from stages.workers.pulse import PULSE_S, Beat, Heard
 
 START_S = 1800.0
 """How long nothing may move before the first step (models are built, kernels compiled), and while ranks save."""

@@ -1,4 +1,4 @@
-"""Ray Train's process group, in whose workers SIGTERM saves and leaves instead of dying. Not a stage.
+"""Ray Train's process group, in whose workers SIGTERM saves and leaves instead of dying..
 
 The training function runs in a thread, where Python lets nobody handle signals, and Ray's own handler in the main
 thread exits. What a backend executes at its start runs in each worker's main thread, after Ray's handler was set.
@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.train.torch import TorchConfig
 
-from stages.pulse import leave_on_sigterm
+from stages.workers.pulse import leave_on_sigterm
 
 _Backend: Any = TorchConfig().backend_cls
 

@@ -1,0 +1,1 @@
+"""Training workers: started with Ray Train, heard, watched, ended. No stage is here."""
