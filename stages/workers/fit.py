@@ -1,5 +1,5 @@
 """Training workers: start them with Ray Train, hear what they measure, end those that hang, let them stop between two
-steps.."""
+steps."""
 
 from __future__ import annotations
 

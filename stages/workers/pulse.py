@@ -1,4 +1,4 @@
-"""The pulse of a training worker: where each rank is, about once a second, and what the driver wants..
+"""The pulse of a training worker: where each rank is, about once a second, and what the driver wants.
 
 A pulse beats in a thread of its own: a rank that waits for data, or for the others inside a collective call, is heard
 all the same, and the training thread asks nobody anything. A rank that is not heard is stopped (SIGSTOP), swapped out,

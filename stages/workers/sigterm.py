@@ -1,4 +1,4 @@
-"""Ray Train's process group, in whose workers SIGTERM saves and leaves instead of dying..
+"""Ray Train's process group, in whose workers SIGTERM saves and leaves instead of dying.
 
 The training function runs in a thread, where Python lets nobody handle signals, and Ray's own handler in the main
 thread exits. What a backend executes at its start runs in each worker's main thread, after Ray's handler was set.

@@ -1,4 +1,4 @@
-"""Whether a training hangs, and which ranks are at fault: judged by the driver from the ranks' pulses.."""
+"""Whether a training hangs, and which ranks are at fault: judged by the driver from the ranks' pulses."""
 
 from __future__ import annotations
 
