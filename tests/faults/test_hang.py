@@ -183,17 +183,3 @@ def test_sigterm_to_a_worker_saves_its_step_and_training_goes_on_from_there(tmp_
     saved = [one.step for one in job.checkpoints.all()]
     assert DISTURBED_AT in saved or DISTURBED_AT + 1 in saved
     assert len(job.logged) == STEPS, "no step was made twice"
-
-
-@pytest.mark.slow
-def test_a_machine_that_drains_is_left_with_everything_saved(
-    tmp_path: Path, ray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Draining the one machine of the tests would end them, so what Ray tells is put in its place."""
-    job, node = FakeJob(tmp_path), ray.get_runtime_context().get_node_id()
-    monkeypatch.setattr("stages.workers.fit.draining_nodes", lambda: set() if job.notes else {node})
-    monkeypatch.setattr("stages.workers.fit._DRAIN_LOOK_S", 0.0)
-    count(job, step_s=0.5)
-    (said,) = job.notes
-    assert said.startswith("Ray drains ") and "where rank 0, 1 was: what was done is saved" in said
-    assert len(job.logged) == STEPS, "no step was made twice"

@@ -19,6 +19,7 @@ from models.flops import TrunkShape
 from models.layout import Format, Layout
 from models.recipe import Parts
 from models.vocabulary import TEXT, VISION, Vocabulary
+from stages.base import Training
 from stages.pack import Packs
 from stages.train.loader import Loader, joined, sums_by_modality
 from stages.train.stream import permuted
@@ -130,7 +131,8 @@ def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
     assert [row["step"] for row in rows] == [4, 8, 10]
     assert pa.Table.from_pylist(rows, STAGE.schema).num_rows == 3
     fatal = loader_of(packs, 4).rows(DIES_AT)[1]
-    job = DyingJob(tmp_path / "killed", {"packs": packs}, num_workers=2, fatal_row=fatal)
+    near = Training(ahead=1)  # read in advance, but not before step 4 is saved
+    job = DyingJob(tmp_path / "killed", {"packs": packs}, num_workers=2, training=near, fatal_row=fatal)
     killed_rows = list(STAGE.run(job))
     assert (job.scratch / "died").exists()
     expected, found = dict(calm.logged), dict(job.logged)
