@@ -20,7 +20,6 @@ class SpikeGuard:
     def __init__(self, sigma: float | None, losses: Sequence[float] = (), norms: Sequence[float] = ()) -> None:
         self.sigma = sigma
         self.losses, self.norms = deque(losses, maxlen=WINDOW), deque(norms, maxlen=WINDOW)
-        self.skipped = 0
 
     def judge(self, loss: float, norm: float) -> str | None:
         """Why this step must not change the weights, or None; it is remembered from now on."""
@@ -39,7 +38,6 @@ class SpikeGuard:
                     )
         self.losses.append(loss)
         self.norms.append(norm)
-        self.skipped += why is not None
         return why
 
     def state(self) -> dict[str, list[float]]:
