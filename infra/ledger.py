@@ -166,8 +166,8 @@ class Ledger:
         return sorted(found - {"runs", "denied"})
 
     def record_run(self, run_id: str, document: Mapping[str, Any]) -> None:
-        """Put the record of a run: the materialisations that it asked for."""
-        self.bucket.put(f"{ROOT}/runs/{run_id}.json", dumps(document))
+        """Put the record of a run: the materialisations that it asked for, and what stood beside them."""
+        self.bucket.put(f"{ROOT}/runs/{run_id}.json", dumps({**document, "stood": self.stood()}))
 
     def runs(self) -> list[str]:
         """Ids of all recorded runs, oldest first (ids begin with the time); what else a run leaves is in a folder."""
@@ -175,10 +175,13 @@ class Ledger:
         return sorted(n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n)
 
     def stood(self) -> dict[str, str]:
-        """Dataset to key of the materialisations that the last run stood on."""
+        """Dataset to key of the materialisations that the last run which had it stood on.
+
+        A run of another pipeline (an evaluation) has stages of its own, and hands on what it found.
+        """
         runs = self.runs()
-        stages = self.run(runs[-1])["stages"] if runs else []
-        return {stage["name"]: stage["key"] for stage in stages if stage["key"]}
+        last = self.run(runs[-1]) if runs else {"stages": []}
+        return last.get("stood", {}) | {stage["name"]: stage["key"] for stage in last["stages"] if stage["key"]}
 
     def run(self, run_id: str) -> dict[str, Any]:
         """The record of one run."""

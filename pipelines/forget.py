@@ -76,13 +76,10 @@ def _raw_files(standing: Standing, lineage: Lineage, found: Target) -> list[tupl
     """(materialisation of the listing, key, path, digest) of each distinct content behind a target."""
     paths = {n["label"] for n in lineage.up(found).nodes.values() if n["kind"] == "file"}
     by_digest: dict[str, tuple[Mapping[str, Any], bytes, str, str]] = {}
-    for dones in standing.all.values():
-        for done in dones:
-            if done["inputs"]:
-                continue
-            for row in standing.store.scan(snapshot_of(done), ["key", "path", "digest"]).to_pylist():
-                if row["path"] in paths:
-                    by_digest.setdefault(row["digest"], (done, row["key"], row["path"], row["digest"]))
+    for done in standing.listings():
+        for row in standing.store.scan(snapshot_of(done), ["key", "path", "digest"]).to_pylist():
+            if row["path"] in paths:
+                by_digest.setdefault(row["digest"], (done, row["key"], row["path"], row["digest"]))
     return list(by_digest.values())
 
 

@@ -144,6 +144,11 @@ class Graph:
         return found
 
 
+def is_listing(stage: Stage) -> bool:
+    """Whether its units are the objects of the source: a row stage without inputs."""
+    return isinstance(stage, RowStage) and not stage.inputs
+
+
 def _read_by(node: Node) -> list[str]:
     names = [edge.dataset for edge in node.stage.inputs]
     names += [node.select.dataset] if node.select else []

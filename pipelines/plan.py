@@ -24,7 +24,7 @@ from infra.store import Store
 from infra.types import Snapshot, UserError
 from pipelines import rest
 from pipelines.ask import Ask
-from pipelines.graph import Graph, Node
+from pipelines.graph import Graph, Node, is_listing
 from pipelines.key import code_digest, hash16, materialisation_key, recipe_digest, recipe_tree
 from pipelines.units import Base, Difference, Units, compare, edge_units, first_parents, flat
 from stages.base import Edge, RowStage
@@ -152,7 +152,7 @@ class Planner:
         gates |= {e.parent[0] for e in open_edges if e.parent}
         if ({e.dataset for e in open_edges} | gates) & set(missing):
             return self._unknown(plan, missing)
-        if not node.stage.inputs:
+        if is_listing(node.stage):
             if self.source is None:
                 return self._unknown(plan, [LISTING])
             self._list(plan, num_files)
@@ -212,8 +212,7 @@ class Planner:
     def _edge(self, plan: StagePlan, edge: Edge) -> Units:
         select = plan.node.gate(edge)
         scores = plan.snapshots[select.dataset] if select else None
-        is_listing = not self.graph.node(edge.dataset).stage.inputs
-        denied = self.denied if is_listing else []
+        denied = self.denied if is_listing(self.graph.node(edge.dataset).stage) else []
         return edge_units(self.store, edge, plan.snapshots[edge.dataset], select, scores, denied)
 
     def _decide(self, plan: StagePlan) -> StagePlan:

@@ -18,6 +18,7 @@ from infra.runs import OpenRun
 from infra.store import Store
 from infra.types import Snapshot
 from pipelines import rest
+from pipelines.graph import is_listing
 from pipelines.plan import Planner, StagePlan
 
 
@@ -67,7 +68,7 @@ class Site:
 
     def where_raw_lies(self) -> Snapshot | None:
         """The newest listing: raw content is found there by digest, so a moved file costs nothing."""
-        listed = next(node.name for node in self.planner.graph if not node.stage.inputs)
+        listed = next(node.name for node in self.planner.graph if is_listing(node.stage))
         return self.current[listed]
 
 

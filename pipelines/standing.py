@@ -66,6 +66,11 @@ class Standing:
         last = [s["name"] for s in (self.last_run or {}).get("stages", [])]
         return [n for n in last if n in names] + [n for n in names if n not in last]
 
+    def listings(self) -> list[dict[str, Any]]:
+        """Every materialisation that lists a source: without inputs, and with paths."""
+        dones = [d for dones in self.all.values() for d in dones if not d["inputs"]]
+        return [d for d in dones if "path" in self.store.open(snapshot_of(d)).schema.names]
+
     def told(self, done: Mapping[str, Any]) -> dict[str, Any] | None:
         """What MLflow answered about a materialisation."""
         return self.ledger.folder(done["dataset"], done["key"]).get(f"told.{done['number']}")

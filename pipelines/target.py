@@ -69,10 +69,9 @@ class Finder:
         return None
 
     def _listings(self) -> Iterator[Mapping[str, Any]]:
-        """Materialisations of stages without inputs, the standing one first."""
-        for name, dones in self.standing.all.items():
-            roots = [d for d in reversed(dones) if not d["inputs"]]
-            yield from sorted(roots, key=lambda d: d["key"] != self.standing.dones[name]["key"])
+        """Materialisations that list a source, the standing one of each first."""
+        stands = {done["key"] for done in self.standing.dones.values()}
+        yield from sorted(reversed(self.standing.listings()), key=lambda d: d["key"] not in stands)
 
     def _row(self, target: str) -> Target | None:
         found = self.rows_with_prefix(target)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.types import Snapshot
-from pipelines.graph import Graph, Node
+from pipelines.graph import Graph, Node, is_listing
 from pipelines.plan import Planner
 from stages.base import RowStage
 
@@ -135,7 +135,7 @@ class Flood:
 
     def _listings(self) -> dict[str, Snapshot | None]:
         """The newest listing: where raw content is found by digest."""
-        names = [node.name for node in self.nodes if not node.stage.inputs and self.reached[node.name]]
+        names = [node.name for node in self.nodes if is_listing(node.stage) and self.reached[node.name]]
         return {name: self.at[name, self.reached[name]] for name in names}
 
     def _next(self, node: Node) -> Wave | None:
