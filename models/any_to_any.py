@@ -143,6 +143,13 @@ class AnyToAny(nn.Module):
         first, size = self.form.vocabulary.visual_offset, self.form.vocabulary.codebook_size
         return hidden @ self.trunk.head.weight[first : first + size].T
 
+    def shown(self, batch: Batch) -> Tensor:
+        """(T, D) of what stands at each place, without a pass through the trunk."""
+        x_TD = self._with_features(self._with_scales(self.embed(batch.tokens_T), batch), batch)
+        if batch.latent_at_P is None:
+            return x_TD
+        return x_TD.index_copy(0, batch.latent_at_P, self._enter(batch)[0].to(x_TD.dtype))
+
     def hidden(
         self, batch: Batch, attend: Attend | None = None, share: Share | None = None
     ) -> tuple[Tensor, Tensor | None]:

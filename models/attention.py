@@ -72,32 +72,57 @@ class DocumentAttention:
 class CachedAttention:
     """Attention of new places over all places so far, for drawing batches whose prompts are padded on the left.
 
-    The first call of a layer brings the prompts, later ones what follows: a token, or a block whose places see each
-    other (`both_ways`), which joins the cache unless it will be drawn again (`keeps`).
+    The first pass brings the prompts, later ones, each announced by `admit`, what follows: a token, or a block whose
+    places see each other. Keys and values lie in memory that doubles when it is full.
     """
 
-    both_ways = False
-    keeps = True
+    def __init__(self, real_BT: Tensor, sees_BTT: Tensor | None = None) -> None:
+        """`real_BT`: False where padding stands, which is never seen. `sees_BTT`: who sees whom in the prompts, where
+        that is not just what came before."""
+        self._real_BT, self._padded = real_BT, not bool(real_BT.all())
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._start, self._length = 0, real_BT.shape[1]
+        self._causal, self._mask = not self._padded and sees_BTT is None, None
+        if not self._causal:
+            T = self._length
+            square = torch.ones(T, T, dtype=torch.bool, device=real_BT.device)
+            sees = square.tril() if sees_BTT is None else sees_BTT
+            # padding sees itself, so that no row is empty
+            self._mask = ((sees & real_BT[:, None, :]) | square.diag().diag())[:, None]
 
-    def __init__(self, real_BT: Tensor) -> None:
-        self.real_BT = real_BT
-        """(B, T of the prompts): False where padding stands; padding is never seen."""
-        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+    def admit(self, new: int, *, both_ways: bool = False, keeps: bool = True) -> None:
+        """The next pass brings so many places; with `both_ways` they see each other, and without `keeps` the pass after
+        it finds the cache as it was before."""
+        assert both_ways or new == 1
+        self._start = self._length
+        self._length += new if keeps else 0
+        self._causal, self._mask = False, None
+        if self._padded:
+            total = self._start + new
+            self._mask = pad(self._real_BT, (0, total - self._real_BT.shape[1]), value=True)[:, None, None, :]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        """Attention over the cache and the new tokens, which join the cache."""
-        if layer in self._cache:
-            old_k, old_v = self._cache[layer]
-            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
-        if self.keeps:
-            self._cache[layer] = (k, v)
-        new, total = q.shape[2], k.shape[2]
-        real = pad(self.real_BT, (0, total - self.real_BT.shape[1]), value=True)
-        causal = torch.ones(new, total, dtype=torch.bool, device=q.device)
-        causal = causal if self.both_ways else causal.tril(total - new)
-        own = torch.eye(new, total, dtype=torch.bool, device=q.device).roll(total - new, 1)
-        mask = (causal & real[:, None, None, :]) | own  # padding sees itself, so that no row is empty
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        """Attention over the cache and the new places, which join the cache."""
+        start, end = self._start, self._start + k.shape[2]
+        kept_k, kept_v = self._room(layer, k, end)
+        kept_k[:, :, start:end], kept_v[:, :, start:end] = k, v
+        if not start:
+            return scaled_dot_product_attention(q, k, v, attn_mask=self._mask, is_causal=self._causal, enable_gqa=True)
+        # nothing depends on which query it is: those of heads that share keys stand in one row, and no key is copied
+        B, H, n, E = q.shape
+        folded = q.reshape(B, k.shape[1], -1, E)
+        y = scaled_dot_product_attention(folded, kept_k[:, :, :end], kept_v[:, :, :end], attn_mask=self._mask)
+        return y.reshape(B, H, n, E)
+
+    def _room(self, layer: int, like: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        kept = self._kept.get(layer)
+        if kept is None or kept[0].shape[2] < end:
+            B, G, _, E = like.shape
+            larger = like.new_empty(2, B, G, max(2 * end, 256), E)
+            if kept is not None:
+                larger[:, :, :, : self._start] = torch.stack([one[:, :, : self._start] for one in kept])
+            kept = self._kept[layer] = larger[0], larger[1]
+        return kept
 
 
 def _own(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -171,10 +171,17 @@ def document(parts: Sequence[Part], form: Format, text: TextTokenizer, *, ended:
     return made
 
 
-def prompt(words: list[int], grid: Grid, form: Format, text: TextTokenizer) -> list[int]:
-    """What comes before a picture that is drawn after its caption: BOS, caption, head of the block."""
-    begins = raster.head(raster.size_text(grid), form.vocabulary, text, form.layout.marks)
-    return [form.vocabulary.bos, *words, *begins]
+def opened(
+    parts: Sequence[Part], size: str, form: Format, text: TextTokenizer, begun: Picture | None = None
+) -> Document:
+    """What comes before a picture that is to be drawn: BOS, parts, head of its block (with its size in words), and of
+    a film that is continued its first frames."""
+    made = document(parts, form, text, ended=False)
+    begins = raster.head(size, form.vocabulary, text, form.layout.marks)
+    made.add(begins, Segment(kind="marks", length=len(begins)), 0.0)
+    if begun is not None and begun.ids is not None:
+        _payload(made, begun, form, 0.0)
+    return made
 
 
 def _picture(made: Document, picture: Picture, form: Format, text: TextTokenizer, weight: float) -> None:
@@ -185,17 +192,25 @@ def _picture(made: Document, picture: Picture, form: Format, text: TextTokenizer
     marked = 0.0 if layout.supervise == "vision" else weight
     begins = raster.head(size, vocabulary, text, layout.marks)
     made.add(begins, Segment(kind="marks", length=len(begins)), marked)
-    ended = 0.0  # nothing predicts what follows a finest scale or a latent: their places predict themselves
     if picture.ids is None:
         _vectors(made, picture, grid, vocabulary)
-    elif layout.vision == "scales":
-        _scales(made, picture, form, weight)
     else:
-        codes = raster.payload(grid, picture.ids, vocabulary, layout.marks)
-        made.add(codes, Segment(kind="codes", length=len(codes), grid=grid), weight)
-        made.weights[-1][vocabulary.modality(codes) != VISION] = marked
-        ended = marked
+        _payload(made, picture, form, weight)
+    # nothing predicts what follows a finest scale or a latent: their places predict themselves
+    ended = marked if picture.ids is not None and layout.vision == "codes" else 0.0
     made.add([vocabulary.eoi], Segment(kind="marks", length=1), ended)
+
+
+def _payload(made: Document, picture: Picture, form: Format, weight: float) -> None:
+    """Codes of one grid between their marks, or of scales."""
+    assert picture.ids is not None
+    layout, vocabulary, grid = form.layout, form.vocabulary, finest(picture.grids)
+    if layout.vision == "scales":
+        _scales(made, picture, form, weight)
+        return
+    codes = raster.payload(grid, picture.ids, vocabulary, layout.marks)
+    made.add(codes, Segment(kind="codes", length=len(codes), grid=grid), weight)
+    made.weights[-1][vocabulary.modality(codes) != VISION] = 0.0 if layout.supervise == "vision" else weight
 
 
 def _vectors(made: Document, picture: Picture, grid: Grid, vocabulary: Vocabulary) -> None:

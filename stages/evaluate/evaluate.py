@@ -34,7 +34,7 @@ class Evals(JobStage):
     """
 
     writes: ClassVar[str] = "evals"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("clips", columns=("media", "source_kind", "num_frames", "fps", "held_out")),
         Edge("captions", columns=("text", "held_out")),

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.layout import finest, prompt
+from models.layout import finest
 from stages import frames
 from stages.base import Job, Row
 from stages.evaluate.subject import Pair, Subject
 
 if TYPE_CHECKING:
-    import torch
-
     from stages.evaluate.evaluate import Evals
 
 _SAMPLE_COLUMNS = 8
@@ -45,37 +43,23 @@ def _drawn(
     """What is drawn from each caption: codes (of latents none), as pixels, and its clip's own as pixels."""
     import torch
 
-    from models.generate import Sampling, draw_codes, draw_latents, draw_scales
-    from models.tokenizers.interface import Encoded, to_bytes
+    from models.generate.choosing import Chance, Sampling, last
+    from models.generate.pictures import Asked, drawings, painted
 
-    how = Sampling(
-        temperature=stage.temperature,
-        top_k=stage.top_k,
-        guidance=stage.guidance,
-        steps=stage.noise_steps,
-        seed=stage.seed,
-    )
-    grids, form = stills[0].picture.grids, subject.form
-    grid = finest(grids)
-    prompts = [prompt(subject.text.encode(pair.text), grid, form, subject.text) for pair in stills]
-    plain = [prompt([], grid, form, subject.text)] * len(stills)
-
-    def painted(**codes: torch.Tensor) -> NDArray[np.uint8]:
-        return to_bytes(subject.tokenizer.decode(Encoded(grids=grids, **codes))[:, 0]).numpy()
-
-    if form.layout.vision == "latents":
-        shape = (len(stills), *grid, form.latent_size)
-        vectors = draw_latents(subject.model, prompts, grid, how, plain).view(shape)
-        own = torch.from_numpy(
-            np.stack([pair.picture.vectors for pair in stills if pair.picture.vectors is not None])
-        ).view(shape)
-        return [[] for _ in stills], painted(latents=vectors), painted(latents=own.float())
-    if form.layout.vision == "scales":
-        ids = draw_scales(subject.model, prompts, [grid[1:] for grid in grids], how, plain=plain)
+    how = Sampling(temperature=stage.temperature, top_k=stage.top_k, guidance=stage.guidance, steps=stage.noise_steps)
+    asked = Asked(grids=stills[0].picture.grids)
+    parts = [[subject.text.encode(pair.text)] for pair in stills]
+    chance = Chance([stage.seed + place for place in range(len(stills))])
+    drawn = last(drawings(subject.model, subject.text, parts, how, chance, asked))
+    pictures = [pair.picture for pair in stills]
+    if subject.form.layout.vision == "latents":
+        own = torch.from_numpy(np.stack([one.vectors for one in pictures if one.vectors is not None])).float()
+        codes: list[list[int]] = [[] for _ in stills]
     else:
-        ids = draw_codes(subject.model, prompts, grid, how, plain)
-    own = torch.from_numpy(np.stack([pair.picture.ids for pair in stills if pair.picture.ids is not None]))
-    return ids.tolist(), painted(ids=ids), painted(ids=own)
+        own = torch.from_numpy(np.stack([one.ids for one in pictures if one.ids is not None]))
+        codes = drawn.tolist()
+    of_drawn, of_own = (painted(subject.tokenizer, one, asked.grids)[:, 0] for one in (drawn, own))
+    return codes, of_drawn, of_own
 
 
 def _rows_of_pairs(drawn: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,21 +8,28 @@ import numpy as np
 import torch
 
 from models.diffusion import kept_share
-from models.generate import Sampling, draw_codes, draw_latents, draw_scales
-from models.layout import Picture, document, prompt
+from models.generate.choosing import Chance, Sampling, last
+from models.generate.codes import code_rows
+from models.generate.latents import latent_steps
+from models.generate.scales import scale_steps
+from models.layout import Document, Picture, document, opened
+from models.raster import size_text
 from tests.models.recipes import FORMATS, LATENT, SCALES, TEXT, batch_in_double, model_of
 
+GREEDY = Sampling(temperature=0)
 CAPTIONS = [TEXT.encode("a"), TEXT.encode("a longer caption")]
 
 
-def prompts_of(name: str, grid, captions=CAPTIONS) -> list[list[int]]:
-    return [prompt(words, grid, FORMATS[name], TEXT) for words in captions]
+def prompts_of(name: str, grid, captions=CAPTIONS) -> list[Document]:
+    return [opened([words], size_text(grid), FORMATS[name], TEXT) for words in captions]
 
 
 @torch.no_grad()
 def test_scales_drawn_from_the_cache_are_the_most_likely_ones_of_the_whole_document() -> None:
     model = model_of("nextflow")
-    drawn = draw_scales(model, prompts_of("nextflow", (2, 3, 4)), SCALES, Sampling(temperature=0), frames=2).numpy()
+    drawn = last(
+        scale_steps(model, prompts_of("nextflow", (2, 3, 4)), SCALES, GREEDY, Chance([0, 0]), frames=2)
+    ).numpy()
     grids = tuple((1, *sides) for _ in range(2) for sides in SCALES)
     for words, ids in zip(CAPTIONS, drawn, strict=True):
         one = document([words, Picture(grids=grids, ids=ids)], FORMATS["nextflow"], TEXT)
@@ -37,7 +44,7 @@ def test_scales_drawn_from_the_cache_are_the_most_likely_ones_of_the_whole_docum
 @torch.no_grad()
 def test_codes_of_a_head_of_their_own_are_drawn_from_it() -> None:
     model = model_of("janus")
-    drawn = draw_codes(model, prompts_of("janus", (1, 2, 4)), (1, 2, 4), Sampling(temperature=0)).numpy()
+    drawn = last(code_rows(model, prompts_of("janus", (1, 2, 4)), (1, 2, 4), GREEDY, Chance([0, 0]))).numpy()
     for words, ids in zip(CAPTIONS, drawn, strict=True):
         one = document([words, Picture(grids=((1, 2, 4),), ids=ids)], FORMATS["janus"], TEXT)
         made, batch = batch_in_double("janus", [one], [0])
@@ -50,9 +57,9 @@ def test_codes_of_a_head_of_their_own_are_drawn_from_it() -> None:
 def test_latents_leave_the_noise_as_in_diffusers_with_the_whole_document_at_every_step() -> None:
     from diffusers import DDIMScheduler
 
-    model, grid, how = model_of("transfusion"), (1, 2, 4), Sampling(steps=20, seed=3)
+    model, grid, how = model_of("transfusion"), (1, 2, 4), Sampling(steps=20)
     (words,) = CAPTIONS[1:]
-    drawn = draw_latents(model, prompts_of("transfusion", grid, [words]), grid, how)[0]
+    drawn = last(latent_steps(model, prompts_of("transfusion", grid, [words]), grid, how, Chance([3])))[0]
     schedule = DDIMScheduler(1000, beta_schedule="squaredcos_cap_v2", clip_sample=True, clip_sample_range=4.0)
     schedule.set_timesteps(20)
     x = torch.randn(1, 8, LATENT, generator=torch.Generator().manual_seed(3))[0].double()
@@ -80,10 +87,11 @@ def test_guidance_steers_away_from_what_is_said_without_a_caption() -> None:
     """With the captions themselves as the plain prompts there is nothing to steer away from."""
     model, grid = model_of("emu3"), (1, 2, 3)
     given, plain = prompts_of("emu3", grid), prompts_of("emu3", grid, [[], []])
-    how = Sampling(temperature=0)
-    free = draw_codes(model, given, grid, how)
-    assert torch.equal(draw_codes(model, given, grid, replace(how, guidance=3.0), given), free)
-    assert torch.equal(
-        draw_codes(model, given, grid, replace(how, guidance=0.0), plain), draw_codes(model, plain, grid, how)
-    )
-    assert not torch.equal(draw_codes(model, given, grid, replace(how, guidance=20.0), plain), free)
+
+    def drawn(prompts: list[Document], guidance: float = 1.0, plain: list[Document] | None = None) -> torch.Tensor:
+        return last(code_rows(model, prompts, grid, replace(GREEDY, guidance=guidance), Chance([0, 0]), plain))
+
+    free = drawn(given)
+    assert torch.equal(drawn(given, 3.0, given), free)
+    assert torch.equal(drawn(given, 0.0, plain), drawn(plain))
+    assert not torch.equal(drawn(given, 20.0, plain), free)

@@ -12,8 +12,9 @@ from models import raster
 from models.any_to_any import AnyToAny
 from models.attention import DocumentAttention
 from models.flops import TrunkShape
-from models.generate import Sampling, draw_codes
-from models.layout import Format, Layout, Picture, document, prompt
+from models.generate.choosing import Chance, Sampling, last
+from models.generate.codes import code_rows
+from models.layout import Format, Layout, Picture, document, opened
 from models.raster import Marks
 from models.recipe import Parts
 from models.tokenizers.text import ByteTokenizer
@@ -115,9 +116,11 @@ def test_drawn_pictures_parse_whatever_the_logits_and_caching_changes_nothing(ma
     form = format_of(marks)
     model = AnyToAny(TrunkConfig(shape=shape, vocabulary_size=SMALL.size), Parts(), form).initialise(0).double().eval()
     grid, captions = (2, 3, 2), ["a", "a much longer one"]
-    prompts = [prompt(TEXT_TOKENIZER.encode(c), grid, form, TEXT_TOKENIZER) for c in captions]
-    codes = draw_codes(model, prompts, grid, Sampling(temperature=0.0))
-    for caption, before, ids in zip(captions, prompts, codes.numpy(), strict=True):
+    size = raster.size_text(grid)
+    prompts = [opened([TEXT_TOKENIZER.encode(c)], size, form, TEXT_TOKENIZER) for c in captions]
+    codes = last(code_rows(model, prompts, grid, Sampling(temperature=0.0), Chance([0, 1])))
+    for caption, one, ids in zip(captions, prompts, codes.numpy(), strict=True):
+        before = one.joined()[0].tolist()
         tokens = tokens_of([TEXT_TOKENIZER.encode(caption), Picture(grids=(grid,), ids=ids)], marks)
         assert tokens[: len(before)] == before
         block = tokens[tokens.index(SMALL.boi) : -1]
