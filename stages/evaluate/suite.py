@@ -24,8 +24,9 @@ Evidence = Literal["objects", "answers", "pixels", "words", "features"]
 
 objects    a detector's: {"objects": [{"name", "colour", "box": [x0, y0, x1, y1], "score"}, ...], "size": [w, h]};
            boxes in pixels, y down, the surest first
-answers    of a VQA model to `about["questions"]`: {"answers": [str, ...]}, in their order
-pixels     the answer itself: {"frames": uint8 (T, H, W, 3)}; nothing but arithmetic stands between
+answers    of a VQA model to `about["questions"]`: {"answers": [str, ...]}, in their order; beside them, where the
+           judge knows, {"yes": [float, ...]}: how likely it finds a yes
+pixels     the answer itself: {"frames": uint8 (T, H, W, 3)}, and "fps" of a film; nothing but arithmetic between
 words      the answer itself: {"text": str}
 features   of an encoder: {"image": float32 (D), "text": float32 (D) or None}
 """
@@ -80,6 +81,8 @@ class Suite:
     main: ClassVar[str]
     """The score that stands for the suite."""
     higher_is_better: ClassVar[bool] = True
+    resampled: ClassVar[bool] = True
+    """Whether drawing its questions anew gives intervals: not of a distance of distributions, which repeats push up."""
 
     def questions(self, prompts: bytes | None) -> Iterator[Question]:
         """Its questions in their order; `prompts` is the file that the settings name, none: the suite's own."""
@@ -88,6 +91,11 @@ class Suite:
     def verdict(self, question: Question, evidence: Mapping[str, Any]) -> Verdict:
         """The verdict on one answer; a pure function."""
         raise NotImplementedError
+
+    def settled(self, judged: Sequence[Judged]) -> Sequence[Judged]:
+        """What rests on all answers at once (how rare words are in all references), done once before `scores` is asked
+        about draws of them."""
+        return judged
 
     def scores(self, judged: Sequence[Judged]) -> dict[str, float]:
         """Named scores of one checkpoint; a pure function of the verdicts, whatever their order."""
