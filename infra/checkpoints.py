@@ -101,7 +101,7 @@ def read_manifest(bucket: Bucket, name: str, sha256: str | None = None) -> tuple
     """A manifest by name, checked against its own digest where the caller knows it."""
     data = bucket.get(name)
     if data is None:
-        raise RunError(f"the checkpoint {name} is gone: run `plait run --only {name.split('/')[1]} --force`")
+        raise DamagedError(f"the checkpoint {name} is gone: run `plait run --only {name.split('/')[1]} --force`")
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise RunError(

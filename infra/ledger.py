@@ -12,6 +12,7 @@
     ledger/runs/<run id>.json            which materialisations a run asked for
     ledger/runs/<run id>/...             a run while it goes on, and its log (infra/runs.py)
     ledger/denied/<sha256>.json          raw content that was taken down
+    ledger/locks/<name>/...              who does what only one may do at a time, by claims as above
 
 This is the whole durable state: losing Ray, the driver, MLflow or the machine loses time, never truth.
 """
@@ -163,7 +164,7 @@ class Ledger:
     def datasets(self) -> list[str]:
         """Every dataset that has a folder here."""
         found = {n.split("/")[1] for n in self.bucket.names(ROOT) if n.count("/") >= 3}
-        return sorted(found - {"runs", "denied"})
+        return sorted(found - {"runs", "denied", "locks"})
 
     def record_run(self, run_id: str, document: Mapping[str, Any]) -> None:
         """Put the record of a run: the materialisations that it asked for, and what stood beside them."""

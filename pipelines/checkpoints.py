@@ -27,6 +27,8 @@ class Found:
     checkpoint: Checkpoint
     tokenizer: tuple[str, str]
     text_tokenizer: tuple[str, str]
+    pixels: int
+    """Side of the pictures that it was trained on; of any other shape the root of their number."""
     at: str
     """When its training was begun (ISO 8601, UTC): the order of trainings."""
 
@@ -68,14 +70,23 @@ class Checkpoints:
             if checkpoint.step % settings["checkpoint_every"] == 0 or checkpoint.step == settings["steps"]:
                 yield Found(key, checkpoint, *made_of, at)
 
-    def _made_of(self, document: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    def _made_of(self, document: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str], int] | None:
+        """Vision tokenizer, text tokenizer, pixels."""
         tree = document["tree"]
         given = {**tree["inputs"], **tree["recipe"]["sides"]}
         tokenizer = self._published("tokenizer", given.get("tokenizer"))
         packs = [d for d in self._all("packs") if d["snapshot"]["digest"] == given.get("packs")]
-        texts = [d["inputs"]["text_tokenizer"]["snapshot"]["digest"] for d in packs if "text_tokenizer" in d["inputs"]]
-        text = self._published("text_tokenizer", texts[-1]) if texts else None
-        return (tokenizer, text) if tokenizer and text else None
+        if not packs or "text_tokenizer" not in packs[-1]["inputs"]:
+            return None
+        text = self._published("text_tokenizer", packs[-1]["inputs"]["text_tokenizer"]["snapshot"]["digest"])
+        size = self._size(packs[-1]["inputs"]["indices"]["snapshot"]["version"])
+        return (tokenizer, text, size) if tokenizer and text and size else None
+
+    def _size(self, version: int) -> int | None:
+        """Of the clips as `indices` were extracted of them."""
+        dones = [d for d in self._all("indices") if d["snapshot"]["version"] == version]
+        document = self.ledger.folder("indices", dones[-1]["key"]).get("key.json") if dones else None
+        return document["tree"]["recipe"]["settings"]["size"] if document else None
 
     def _published(self, dataset: str, digest: str | None) -> tuple[str, str] | None:
         """The manifest of the highest step of the snapshot of this digest."""

@@ -17,6 +17,7 @@ from stages.base import Stage
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Stage)
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,32 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What `plait evaluate` asks of checkpoints, and when."""
+
+    every: str = "10m"
+    """Between looks for new checkpoints with --watch: seconds, minutes, hours or days, as 90s or 6h."""
+    budget: int | None = None
+    """Most new checkpoints that one look takes on, the newest first; unset: all."""
+    suites: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `questions`."""
+    gates: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `scores`."""
+
+    def __post_init__(self) -> None:
+        self.every_s()
+        if self.budget is not None and self.budget < 1:
+            raise UserError(f"evaluation.budget is {self.budget}: give 1 or more, or null for all")
+
+    def every_s(self) -> float:
+        """Seconds between two looks."""
+        number, unit = self.every[:-1], self.every[-1:]
+        if not number.isdigit() or unit not in _SECONDS or not int(number):
+            raise UserError(f"evaluation.every is {self.every!r}: write a number with s, m, h or d, as in 10m")
+        return int(number) * _SECONDS[unit]
+
+
+@dataclass(frozen=True)
 class Config:
     """All that a pipeline function sees."""
 
@@ -85,6 +112,7 @@ class Config:
     cluster: Cluster
     tracking: Tracking
     sample: Sample
+    evaluation: Evaluation
     select: Mapping[str, str]
     settings: Mapping[str, Mapping[str, Any]]
     """Stage settings by the dataset's name."""
@@ -156,6 +184,7 @@ RESERVED = (
     "cluster",
     "tracking",
     "sample",
+    "evaluation",
     "select",
     "recipe",
     "scale",
@@ -169,7 +198,14 @@ def config_of(plain: Mapping[str, Any]) -> Config:
     for name, values in settings.items():
         if not isinstance(values, Mapping):
             raise UserError(f"{name}={values!r} is no group of settings: settings have a stage's name, as in clips.threshold=30")  # fmt: skip  # noqa: E501
-    values = {k: plain[k] for k in ("pipeline", "root", "source", "storage", "cluster", "tracking", "sample", "select")}
-    for name, part in (("storage", Storage), ("cluster", Cluster), ("tracking", Tracking), ("sample", Sample)):
+    parts: dict[str, type] = {
+        "storage": Storage,
+        "cluster": Cluster,
+        "tracking": Tracking,
+        "sample": Sample,
+        "evaluation": Evaluation,
+    }
+    values = {k: plain[k] for k in ("pipeline", "root", "source", "select", *parts)}
+    for name, part in parts.items():
         _refuse_unknown(part, values[name], name)
     return strict(Config, {**values, "settings": settings}, "config")

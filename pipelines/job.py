@@ -104,7 +104,8 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     number = folder.last("done") + 1
     edges = {u.dataset: u for u in plan.units}
     sides = [e.dataset for e in plan.node.stage.inputs if e.role == "side"]
-    empty = (bool(plan.units) and not any(len(u.keys) for u in plan.units)) or any(plan.snapshots[s].rows == 0 for s in sides)
+    idle = bool(plan.units) and not any(len(u.keys) for u in plan.units)
+    empty = idle or any(plan.snapshots[s].rows == 0 for s in sides)
     checkpoints = CheckpointFolder(site.root, f"checkpoints/{plan.name}/{plan.key}.{number}")
     scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
     show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731

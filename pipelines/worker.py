@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,13 @@ class SideKit:
         folder = tempfile.TemporaryDirectory(prefix="plait-side-")
         self._folders.append(folder)
         return fetch_checkpoint(self.root, self.sides[dataset], Path(folder.name))
+
+    @contextmanager
+    def fetch(self, manifest: str, sha256: str, names: Collection[str] | None = None) -> Generator[Path]:
+        """A local folder with the verified files of a checkpoint that a row names."""
+        with tempfile.TemporaryDirectory(prefix="plait-checkpoint-") as folder:
+            download(self.root, manifest, Path(folder), sha256, names)
+            yield Path(folder)
 
     def close(self) -> None:
         """Remove the folders."""

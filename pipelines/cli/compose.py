@@ -18,7 +18,7 @@ from pipelines.graph import Graph
 
 CONF = Path(conf.__file__).parent
 DEFAULT_PIPELINE = "demo"
-GROUPS = ("pipeline", "recipe", "scale", "tokenizer", "storage", "cluster", "tracking")
+GROUPS = ("pipeline", "recipe", "scale", "tokenizer", "storage", "cluster", "tracking", "evaluation")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ POLL_S = 1.0
 PLAIN = ("info", "out")
 
 
-def _split(arguments: Sequence[str], what: str) -> tuple[str | None, list[str]]:
+def split(arguments: Sequence[str], what: str) -> tuple[str | None, list[str]]:
     """A leading name, then overrides."""
     names = [a for a in arguments if "=" not in a]
     if len(names) > 1:
@@ -27,7 +27,7 @@ def logs(arguments: Sequence[str], run: str | None, follow: bool, as_json: bool)
     from infra.runs import Runs
     from pipelines.cli.compose import setup
 
-    stage, overrides = _split(arguments, "stage")
+    stage, overrides = split(arguments, "stage")
     made = setup(overrides)
     if stage is not None:
         made.graph.node(stage)
@@ -64,7 +64,7 @@ def cancel(arguments: Sequence[str], as_json: bool) -> None:
     from infra.runs import Runs
     from pipelines.cli.compose import setup
 
-    name, overrides = _split(arguments, "run")
+    name, overrides = split(arguments, "run")
     runs = Runs(setup(overrides).root)
     going = {run["run_id"]: run for run in runs.going()}
     if name is not None:

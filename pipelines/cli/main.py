@@ -13,6 +13,7 @@ import typer
 
 from infra.types import PlaitError, UserError
 from pipelines.ask import DEFAULT_LAG
+from pipelines.cli import evaluate as evaluation
 from pipelines.cli import export as out
 from pipelines.cli import going, look, work
 
@@ -210,6 +211,22 @@ def compact(
 ) -> None:
     """Write the standing versions as fewer files; keys and bytes stay, nothing goes stale."""
     look.compact(arguments or [], json)
+
+
+@app.command()
+def evaluate(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="CHECKPOINT (its manifest, or TRAINING/step-N), then overrides.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until it is stopped.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Score what has no score, then end: the default.")] = False,
+    every: Annotated[str | None, typer.Option(help="With --watch: time between looks, as 90s, 10m, 6h.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Most new checkpoints a look, newest first.")] = None,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Score every checkpoint that has no score yet, whoever made it; the same command again does nothing twice."""
+    evaluation.evaluate(arguments or [], evaluation.When(watch, once, every), budget, work.at(address), json)
 
 
 @app.command()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -13,6 +11,7 @@ from infra.types import PlaitError, UserError, without_secrets
 from pipelines.ask import DEFAULT_LAG, Ask
 from pipelines.cli import show
 from pipelines.cli.going import stopped_by_signals
+from pipelines.cli.world import cards, planner_of, record, services_of, stop_ray, tracker_of, tracking_places
 
 
 def ask(
@@ -40,17 +39,6 @@ def at(address: str | None) -> list[str]:
     return [f"cluster.address={address}"] if address else []
 
 
-def _planner(made: Any, asked: Ask, source: Any) -> Any:
-    from infra.store import check_clauses
-    from pipelines.plan import Planner
-
-    for node in made.graph:
-        if node.select:
-            check_clauses(made.graph.node(node.select.dataset).stage.schema, node.select.clauses)
-            break
-    return Planner(made.graph, made.root, source, asked)
-
-
 def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     """Print the plan."""
     from pipelines.cli.compose import setup, source_of
@@ -58,7 +46,7 @@ def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     made = setup(overrides)
     source = source_of(made)
     missing_sample = made.config.source is None and not (made.home / "sample" / "truth.json").exists()
-    planner = _planner(made, asked, None if missing_sample else source)
+    planner = planner_of(made, asked, None if missing_sample else source)
     plans = planner.plan_all()
     stages = [_seen(planner, p) for p in plans]
     rows = []
@@ -103,9 +91,9 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     try:
         if made.config.source is None:
             _sample(made, progress)
-        planner = _planner(made, asked, source)
-        services = _services(made, source, progress)
-        runner = Runner(planner, services, asked, _record())
+        planner = planner_of(made, asked, source)
+        services = services_of(made, source, progress)
+        runner = Runner(planner, services, asked, record())
         services.ray = stopped_by_signals(runner.open, progress, services.ray)
         try:
             result = runner.run()
@@ -113,18 +101,13 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
             _failed(runner.result, error, as_json)
     finally:
         progress.stop()
-        _stop_ray()
+        stop_ray()
     console = show.out(as_json)
     console.print(show.funnel(result.stages))
     document = result.to_json()
     _last_words(console, made, document)
     if as_json:
         show.emit(document)
-
-
-def _record() -> dict[str, Any]:
-    """What the ledger keeps of the command line."""
-    return {"command": [without_secrets(text) for text in sys.argv[1:]]}
 
 
 def _failed(result: Any, error: PlaitError, as_json: bool) -> NoReturn:
@@ -146,37 +129,6 @@ def _sample(made: Any, progress: Any) -> None:
     sample_corpus.write(made.home / "sample" / "raw", made.home / "sample" / "truth.json", **sample)
 
 
-def _services(made: Any, source: Any, progress: Any) -> Any:
-    from pipelines.run import Services
-
-    config = made.config
-
-    def ray() -> Any:
-        from infra.cluster import connect
-
-        return connect(config.cluster.address, config.cluster.workers)
-
-    command = without_secrets(shlex.join(["plait", *sys.argv[1:]]))
-    again = f"run `{command}` again"
-    can_grow = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
-    return Services(made.root, source, ray, lambda: _tracker(made), _cards, progress, again, can_grow)
-
-
-def _tracker(made: Any) -> Any:
-    if not made.config.tracking.enabled:
-        return None
-    from infra.tracking import Tracker
-
-    made.home.mkdir(parents=True, exist_ok=True)
-    return Tracker(*tracking_places(made), made.config.tracking.experiment)
-
-
-def _cards(store: Any, snapshot: Any, done: Any) -> Any:
-    from dashboards.cards import cards_of
-
-    return cards_of(store, snapshot, done)
-
-
 def sync(overrides: Sequence[str], as_json: bool) -> None:
     """Make MLflow whole from the ledger."""
     from infra.ledger import Ledger
@@ -186,7 +138,7 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
     from pipelines.tell import Teller
 
     made = setup(overrides)
-    teller = Teller(Ledger(made.root), Store(made.root), _cards, lambda: _tracker(made))
+    teller = Teller(Ledger(made.root), Store(made.root), cards, lambda: tracker_of(made))
     told, untold = teller.sync()
     teller.end("FINISHED")
     if untold:
@@ -204,7 +156,7 @@ def doctor(overrides: Sequence[str], as_json: bool) -> None:
     made = setup(overrides)
     show.keep_stdout()
     source = source_of(made) if made.config.source else None
-    findings = examiner.examine(made.root, source, lambda: _tracker(made), made.config.cluster.address)
+    findings = examiner.examine(made.root, source, lambda: tracker_of(made), made.config.cluster.address)
     lines = [[f.what, "ok" if f.ok else "WRONG", f.said] for f in findings]
     show.out(as_json).print(show.table("Doctor", ("what", "", "found"), lines, left=3))
     if as_json:
@@ -232,11 +184,11 @@ def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as
         show.keep_stdout()
         progress = show.ConsoleProgress()
         try:
-            services = _services(made, source, progress)
-            Runner(_planner(made, asked, source), services, asked, _record()).run()
+            services = services_of(made, source, progress)
+            Runner(planner_of(made, asked, source), services, asked, record()).run()
         finally:
             progress.stop()
-            _stop_ray()
+            stop_ray()
         _taint(made, standing, found)
         standing = Standing(made.root)
         report["old_versions"] = takedowns.old_versions(standing, found)
@@ -251,7 +203,7 @@ def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as
 def _taint(made: Any, standing: Any, found: Any) -> None:
     """Tag the logged models of tainted checkpoints, where MLflow knows them."""
     told = [standing.told(done) for dones in standing.all.values() for done in dones]
-    tracker = _tracker(made) if any(t and t.get("models") for t in told) else None
+    tracker = tracker_of(made) if any(t and t.get("models") for t in told) else None
     if tracker:
         tracker.taint(found.checkpoints, f"was trained on {', '.join(found.labels)}, which was taken down")
 
@@ -266,19 +218,6 @@ def _show_takedown(console: Any, report: dict[str, Any]) -> None:
     if report["old_versions"]:
         kept = "were removed" if report["purged_bytes"] else "still hold the bytes: --purge removes those of row stages"
         console.print(f"{len(report['old_versions'])} older versions {kept}.", markup=False)
-
-
-def tracking_places(made: Any) -> tuple[str, str | None]:
-    """Tracking URI and, for the database beside the data, where its artifacts go."""
-    uri = made.config.tracking.uri
-    return (uri, None) if uri else (f"sqlite:///{made.home / 'mlflow.db'}", str(made.home / "mlartifacts"))
-
-
-def _stop_ray() -> None:
-    if "ray" in sys.modules:
-        from infra.cluster import disconnect
-
-        disconnect()
 
 
 def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:

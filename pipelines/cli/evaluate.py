@@ -1,0 +1,206 @@
+"""`evaluate`: score checkpoints, once, or for ever."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra.types import PlaitError, UserError
+from pipelines.ask import Ask
+from pipelines.cli import show
+from pipelines.cli.going import split, stopped_by_signals
+from pipelines.cli.world import planner_of, record, services_of, stop_ray
+
+LOCK = "evaluate"
+
+
+@dataclass(frozen=True)
+class When:
+    """The flags that say how often."""
+
+    watch: bool = False
+    once: bool = False
+    every: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.watch and self.once:
+            raise UserError("--once and --watch exclude each other: give one, or none for once")
+        if self.every and not self.watch:
+            raise UserError("--every goes with --watch: add it, or leave --every out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a person asked for, beside the configuration."""
+
+    target: str | None = None
+    """A checkpoint; none: all of the root."""
+    budget: int | None = None
+    """Most new checkpoints; unset: what the configuration says."""
+
+
+def evaluate(arguments: Sequence[str], when: When, budget: int | None, at: Sequence[str], as_json: bool) -> None:
+    """The verb."""
+    target, overrides = split(arguments, "checkpoint")
+    wish, overrides = Wish(target=target, budget=budget), [*overrides, *at]
+    if when.watch:
+        watch(wish, overrides, when.every)
+    else:
+        once(wish, overrides, as_json)
+
+
+def once(wish: Wish, overrides: Sequence[str], as_json: bool) -> None:
+    """Score what has no score yet, and show what was found."""
+    made, result = _tick(wish, overrides)
+    rows = _scores(made)
+    if wish.target:
+        rows = [row for row in rows if _is(row["checkpoint"], row["training"], row["step"], wish.target)]
+    _show(made, rows, result)
+    if as_json:
+        show.emit({"ok": True, "run": result, "scores": rows})
+    if wish.target and any(row["outcome"] == "fail" for row in rows):
+        failed = ", ".join(row["score"] for row in rows if row["outcome"] == "fail")
+        raise PlaitError(f"{wish.target} fails the gate of {failed}: see the table above, or scores.json in MLflow")
+
+
+def watch(wish: Wish, overrides: Sequence[str], every: str | None) -> None:
+    """Again and again, until it is stopped. A look that fails is told, and the next one tries again."""
+    chosen = [*overrides, *([f"evaluation.every={every}"] if every else [])]
+    while True:
+        began = time.monotonic()
+        try:
+            made, result = _tick(wish, chosen)
+            wait_s = made.config.evaluation.every_s()
+            if result is not None:
+                _show(made, _scores(made), result)
+        except UserError:
+            raise
+        except PlaitError as error:
+            show.emit_error(str(error), False)
+            wait_s = _every_s(chosen)
+        time.sleep(max(0.0, wait_s - (time.monotonic() - began)))
+
+
+def _every_s(overrides: Sequence[str]) -> float:
+    """Seconds between two looks, as the configuration has them."""
+    from pipelines.cli.compose import compose
+
+    return compose(overrides).evaluation.every_s()
+
+
+def _tick(wish: Wish, overrides: Sequence[str]) -> tuple[Any, dict[str, Any] | None]:
+    """One look: the run that scored, as its JSON, or None where nothing was left to do.
+
+    One at a time in a root: whoever comes second waits, and then finds the work done.
+    """
+    from infra.cluster import checked
+    from infra.ledger import Claim, Ledger
+    from pipelines.cli.compose import setup
+
+    made = setup(["pipeline=evaluate", *overrides])
+    checked(made.config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    claim = Claim(Ledger(made.root).folder("locks", LOCK), f"evaluate-{os.getpid()}")
+    told: list[str] = []
+
+    def waiting(holder: dict[str, Any]) -> None:
+        if holder["run_id"] not in told:
+            told.append(holder["run_id"])
+            show.err.print(f"waiting for the evaluation of process {holder['pid']} on {holder['host']}", markup=False)
+
+    claim.wait(on_wait=waiting)
+    try:
+        return made, _run(made, wish)
+    finally:
+        claim.release()
+
+
+def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
+    from pipelines.evaluate import with_listed
+    from pipelines.run import Runner
+
+    graph = with_listed(made.graph, _listed(made, wish))
+    if graph is None:
+        return None
+    made = replace(made, graph=graph)
+    asked = Ask()
+    planner = planner_of(made, asked, None)
+    if all(plan.state == "fresh" for plan in planner.plan_all()):
+        return None
+    show.keep_stdout()
+    progress = show.ConsoleProgress()
+    try:
+        services = services_of(made, None, progress)
+        runner = Runner(planner, services, asked, record())
+        services.ray = stopped_by_signals(runner.open, progress, services.ray)
+        return runner.run().to_json()
+    finally:
+        progress.stop()
+        stop_ray()
+
+
+def _listed(made: Any, wish: Wish) -> tuple[Any, ...]:
+    """What has rows already, and what is new: the one that is wanted, or the newest within the budget."""
+    from infra.store import Store
+    from pipelines.checkpoints import Checkpoints
+    from pipelines.evaluate import listed, scored
+
+    store = Store(made.root)
+    before = scored(store)
+    known = {one.files_sha256 for one in before}
+    found = [listed(one) for one in Checkpoints(store).all()]
+    new = [one for one in found if one.files_sha256 not in known]
+    if wish.target:
+        matching = [one for one in found if _is(one.checkpoint, one.training, one.step, wish.target)]
+        if not matching:
+            some = ", ".join(one.label for one in found[-4:]) or "none: `plait run` trains them"
+            raise UserError(f"{wish.target!r} is no checkpoint of {made.root.uri}: the last ones are {some}; give a name such as {_name(found)}")  # fmt: skip  # noqa: E501
+        new = [one for one in new if one in matching]
+    budget = wish.budget or made.config.evaluation.budget
+    if not wish.target and budget is not None:
+        new = new[-budget:]
+    return tuple(sorted([*before, *new], key=lambda one: (one.begun, one.training, one.step)))
+
+
+def _name(found: Sequence[Any]) -> str:
+    return f"{found[-1].training[:8]}/step-{found[-1].step:06d}" if found else "model"
+
+
+def _is(manifest: str, training: str, step: int, target: str) -> bool:
+    """Whether a person's name for a checkpoint means this one: its manifest, or TRAINING/step-N, or TRAINING."""
+    bare = target.rstrip("/").removesuffix(".json")
+    of, _, name = bare.rpartition("/")
+    short = training.startswith(of or bare) and (not of or name == f"step-{step:06d}")
+    return bare.endswith(manifest.removesuffix(".json")) or short or bare == f"step-{step:06d}"
+
+
+def _scores(made: Any) -> list[dict[str, Any]]:
+    """The rows of `scores` as they stand."""
+    from infra.store import Store
+    from pipelines.evaluate import rows_of
+
+    columns = ("checkpoint", "training", "step", "suite", "score", "value", "low", "high", "num_questions", "num_judged", "num_wanted", "judge", "outcome", "reason", "champion")  # fmt: skip  # noqa: E501
+    return rows_of(Store(made.root), "scores", columns)
+
+
+def _show(made: Any, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> None:
+    """The newest checkpoint's scores, and where to look."""
+    console = show.out(False)
+    if result is None:
+        console.print("Nothing to do: every checkpoint has its scores.", markup=False)
+    if not rows:
+        return
+    last = rows[-1]["training"], rows[-1]["step"]
+    shown = [row for row in rows if (row["training"], row["step"]) == last]
+    lines = [
+        [row["score"], f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
+        + [str(row["num_questions"]), row["outcome"] or "-"]
+        for row in shown
+    ]
+    title = f"{last[0][:8]} step {last[1]}, judged by {shown[0]['judge']}"
+    console.print(show.table(title, ("score", "value", "95 %", "questions", "gate"), lines, left=1))
+    champion = [row for row in rows if row["champion"]]
+    if champion:
+        console.print(f"Champion    {champion[-1]['training'][:8]} step {champion[-1]['step']}", markup=False)

@@ -1,0 +1,78 @@
+"""The pipeline of `plait evaluate`: checkpoints and questions to scores and gates.
+
+Its first dataset is what lies in the root, so it needs no stage of any other pipeline: checkpoints are scored whoever
+made them, and while they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from infra.ledger import Ledger, snapshot_of
+from infra.store import Store
+from pipelines.checkpoints import Found
+from pipelines.config import Config
+from pipelines.graph import Graph
+from stages.evaluate.checkpoints import Checkpoints, Listed
+from stages.evaluate.generations import Generations
+from stages.evaluate.questions import Questions
+from stages.evaluate.scores import Scores
+from stages.evaluate.trials import Trials
+from stages.evaluate.verdicts import Verdicts
+
+PIPELINE = "evaluate"
+
+
+def graph(config: Config) -> Graph:
+    """One line a stage."""
+    nodes = (
+        config.node(Checkpoints),
+        config.node(Questions),
+        config.node(Trials),
+        config.node(Generations),
+        config.node(Verdicts),
+        config.node(Scores),
+    )
+    return Graph(config.pipeline, nodes)
+
+
+def listed(found: Found) -> Listed:
+    """A checkpoint of the root as the first stage lists it."""
+    return Listed(
+        files_sha256=found.checkpoint.files_sha256,
+        checkpoint=found.checkpoint.manifest,
+        checkpoint_sha256=found.checkpoint.manifest_sha256,
+        training=found.training,
+        begun=found.at,
+        step=found.checkpoint.step,
+        pixels=found.pixels,
+        tokenizer=found.tokenizer[0],
+        tokenizer_sha256=found.tokenizer[1],
+        text_tokenizer=found.text_tokenizer[0],
+        text_tokenizer_sha256=found.text_tokenizer[1],
+    )
+
+
+def with_listed(graph: Graph, found: Sequence[Listed]) -> Graph | None:
+    """The pipeline over these checkpoints; None where there are none."""
+    if not found:
+        return None
+    nodes = (
+        replace(node, stage=Checkpoints(listed=tuple(found))) if node.name == Checkpoints.writes else node
+        for node in graph
+    )
+    return Graph(graph.name, tuple(nodes))
+
+
+def scored(store: Store) -> list[Listed]:
+    """The checkpoints that have scores, or are being scored: they keep them when their files are gone."""
+    columns = tuple(field.name for field in fields(Listed))
+    return [Listed(**row) for row in rows_of(store, Checkpoints.writes, columns)]
+
+
+def rows_of(store: Store, dataset: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a dataset as it was made last."""
+    dones = Ledger(store.bucket).dones(dataset)
+    return store.scan(snapshot_of(dones[-1]), list(columns)).to_pylist() if dones else []

@@ -1,0 +1,67 @@
+"""What every judging stage shares: rows of answers and of verdicts. Not a stage."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.base import Row
+from stages.evaluate.suite import Judged, Question, Verdict
+from stages.evaluate.suites import suite_of
+
+ANSWER_COLUMNS = (
+    "files_sha256", "training", "step", "question", "index", "suite", "task", "prompt", "about", "asks", "evidence",
+    "media", "text",
+)  # fmt: skip
+_PASSED_ON = ("files_sha256", "training", "step", "question", "index", "suite", "task", "prompt")
+VERDICT_COLUMNS = ("files_sha256", "question", "index", "suite", "task", "judge", "score", "parts", "features")
+VERDICT_SCHEMA = pa.schema(
+    [
+        ("files_sha256", pa.string()),
+        ("training", pa.string()),
+        ("step", pa.int64()),
+        ("question", pa.string()),
+        ("index", pa.int64()),
+        ("suite", pa.string()),
+        ("task", pa.string()),
+        ("prompt", pa.string()),
+        ("judge", pa.string()),
+        pa.field("score", pa.float64(), nullable=True),
+        ("parts", pa.string()),
+        pa.field("features", pa.list_(pa.float32()), nullable=True),
+    ]
+)
+"""A row per answer: `judge` names who found it, `score` is null where only all answers together give one, `parts` is
+JSON."""
+
+
+def verdict_row(answer: Row, evidence: Mapping[str, Any], judge: str) -> Row:
+    """The verdict of the answer's suite on this evidence."""
+    question = Question(prompt=answer["prompt"], task=answer["task"], about=json.loads(answer["about"]))
+    verdict = suite_of(answer["suite"]).verdict(question, evidence)
+    return {
+        **{name: answer[name] for name in _PASSED_ON},
+        "judge": judge,
+        "score": None if math.isnan(verdict.score) else verdict.score,
+        "parts": json.dumps(verdict.parts, sort_keys=True),
+        "features": evidence.get("image"),
+    }
+
+
+def judged_of(rows: Iterable[Row]) -> list[Judged]:
+    """Verdicts as `Suite.scores` sees them."""
+    return [
+        Judged(
+            question=row["question"],
+            task=row["task"],
+            index=row["index"],
+            verdict=Verdict(score=math.nan if row["score"] is None else row["score"], parts=json.loads(row["parts"])),
+            features=None if row["features"] is None else np.asarray(row["features"], np.float32),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,135 @@
+"""What every checkpoint is asked: the prompts of the suites, and how answers are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from infra.types import UserError
+from stages.base import Edge, Job, JobStage, Row
+from stages.evaluate.suites import suite_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """How answers are drawn; what does not apply to a recipe is left aside."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Tokens that compete; 0: all."""
+    top_p: float = 1.0
+    """Least share of probability that competes; 1: all."""
+    guidance: float = 1.0
+    """Away from what is drawn without the prompt; 1: none."""
+    negative: str = ""
+    """A prompt to be guided away from, instead of none."""
+    noise_steps: int = 50
+    """Of drawing latents out of noise."""
+    max_tokens: int = 64
+    """Of a text."""
+    frames: int = 1
+    """Of a film."""
+    pixels: int | None = None
+    """Side of the pictures; unset: as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One suite as it is asked."""
+
+    samples: int = 4
+    """Answers to a prompt (GenEval: 4)."""
+    prompts: str | None = None
+    """File of prompts, for suites that have none of their own."""
+    limit: int | None = None
+    """Only the first so many questions."""
+    seed: int = 0
+    options: Mapping[str, int | float | str | bool | None] = field(default_factory=dict)
+    """The suite's own, by name."""
+    drawn: Drawn = field(default_factory=Drawn)
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or (self.limit or 1) < 1:
+            raise UserError(f"samples={self.samples}, limit={self.limit} asks nothing: give 1 or more of each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(JobStage):
+    """One row per question of every suite that is asked. A row is named by all that decides its answers."""
+
+    writes: ClassVar[str] = "questions"
+    inputs: ClassVar[tuple[Edge, ...]] = ()
+    content: ClassVar[tuple[str, ...] | None] = ("suite", "task", "prompt", "about", "how", "given_sha256")
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("suite", pa.string()),
+            ("task", pa.string()),
+            ("prompt", pa.string()),
+            ("about", pa.string()),
+            pa.field("given", pa.large_binary(), nullable=True),
+            ("given_sha256", pa.string()),
+            ("asks", pa.string()),
+            ("evidence", pa.string()),
+            ("how", pa.string()),
+            ("samples", pa.int64()),
+        ]
+    )
+
+    suites: Mapping[str, Asked] = field(default_factory=dict)
+    """By name (stages/evaluate/suites.py)."""
+
+    def __post_init__(self) -> None:
+        for name, asked in self.suites.items():
+            suite_of(name, asked.options)
+        if not self.suites:
+            raise UserError("no suite is asked for: choose evaluation=fast, or write questions.suites.composition={}")
+
+    def settings(self) -> dict[str, Any]:
+        """Files of prompts by what they hold, not by where they lie."""
+        suites = {name: asdict(asked) | {"prompts": _digest(asked.prompts)} for name, asked in self.suites.items()}
+        return super().settings() | {"suites": suites}
+
+    def run(self, job: Job) -> Iterator[Row]:
+        """Suite by suite."""
+        for name, asked in self.suites.items():
+            suite = suite_of(name, asked.options)
+            how = json.dumps(asdict(asked.drawn) | {"seed": asked.seed}, sort_keys=True)
+            for number, question in enumerate(suite.questions(_read(asked.prompts))):
+                if asked.limit is not None and number >= asked.limit:
+                    break
+                given = question.given
+                yield {
+                    "suite": name,
+                    "task": question.task,
+                    "prompt": question.prompt,
+                    "about": json.dumps(question.about, sort_keys=True),
+                    "given": given,
+                    "given_sha256": hashlib.sha256(given).hexdigest() if given is not None else "",
+                    "asks": suite.asks,
+                    "evidence": suite.evidence,
+                    "how": how,
+                    "samples": asked.samples,
+                    "parents": [],
+                    "label": f"{name}: {question.prompt[:60]}",
+                }
+
+
+def _read(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise UserError(f"prompts={path} is no file: give the path of a file of prompts")
+    return found.read_bytes()
+
+
+def _digest(path: str | None) -> str | None:
+    data = _read(path)
+    return None if data is None else hashlib.sha256(data).hexdigest()

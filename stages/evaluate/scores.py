@@ -1,0 +1,214 @@
+"""From verdicts to scores with intervals, and what the gates say of each checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from infra.types import UserError
+from stages.base import Edge, Job, JobStage, Row
+from stages.evaluate.judging import VERDICT_COLUMNS, judged_of
+from stages.evaluate.statistics import Comparison, Gate, Interval, Ruling, alone, compared, intervals, ruled
+from stages.evaluate.suite import Judged, Suite
+from stages.evaluate.suites import revisions, suite_of
+
+_CHECKPOINT_COLUMNS = ("files_sha256", "checkpoint", "training", "begun", "step")
+OUTCOMES = ("pass", "fail", "inconclusive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What one score must keep to; one of the two, or both."""
+
+    floor: float | None = None
+    """Least value; of a score where lower is better the largest."""
+    max_drop: float | None = None
+    """Most that it may be worse than the champion's, on the same answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(JobStage):
+    """Named scores of every checkpoint with bootstrap intervals, and the gates.
+
+    Checkpoints are walked in the order in which they were trained. Each is compared, answer by answer, with the
+    champion so far, and one that passes every gate is the champion from then on: a pure function of the verdicts, so it
+    comes out the same whoever scores, and in how many goes. A checkpoint that lacks verdicts never passes.
+
+    One row per checkpoint and score; `outcome` is that of its gate ("" where it has none), `champion` tells whether the
+    checkpoint became it.
+    """
+
+    writes: ClassVar[str] = "scores"
+    inputs: ClassVar[tuple[Edge, ...]] = (
+        Edge("checkpoints", columns=_CHECKPOINT_COLUMNS),
+        Edge("trials", columns=("files_sha256", "suite")),
+        Edge("verdicts", columns=VERDICT_COLUMNS),
+    )
+    schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("files_sha256", pa.string()),
+            ("checkpoint", pa.string()),
+            ("training", pa.string()),
+            ("step", pa.int64()),
+            ("suite", pa.string()),
+            ("score", pa.string()),
+            ("value", pa.float64()),
+            ("low", pa.float64()),
+            ("high", pa.float64()),
+            ("num_questions", pa.int64()),
+            ("num_judged", pa.int64()),
+            ("num_wanted", pa.int64()),
+            ("judge", pa.string()),
+            ("outcome", pa.string()),
+            ("reason", pa.string()),
+            ("against", pa.string()),
+            ("champion", pa.bool_()),
+        ]
+    )
+
+    gates: Mapping[str, Bound] = field(default_factory=dict)
+    """By the name of the score, as composition/overall."""
+    resamples: int = 1000
+    """Draws of questions for an interval."""
+
+    def __post_init__(self) -> None:
+        for name, bound in self.gates.items():
+            suite_of(name.partition("/")[0])
+            Gate(score=name, floor=bound.floor, max_drop=bound.max_drop)
+        if self.resamples < 100:
+            raise UserError(f"scores.resamples is {self.resamples}: give 100 or more, 1000 are usual")
+
+    def settings(self) -> dict[str, Any]:
+        """With the revisions of the suites."""
+        return super().settings() | {"suites": revisions()}
+
+    def run(self, job: Job) -> Iterator[Row]:
+        """Checkpoint by checkpoint, as they were trained."""
+        checkpoints = sorted(_rows(job, "checkpoints", ("key", *_CHECKPOINT_COLUMNS)), key=_order)
+        wanted = _counts(_rows(job, "trials", ("files_sha256", "suite")))
+        judged, judges = _judged(_rows(job, "verdicts", VERDICT_COLUMNS))
+        walk = _Walk(self, judged, wanted)
+        for number, checkpoint in enumerate(checkpoints):
+            job.progress(number, len(checkpoints), "checkpoints scored")
+            yield from self._scored(checkpoint, walk, judges)
+        job.summary({"checkpoints": len(checkpoints), "failed": walk.num_failed})
+        job.picture("scores.json", json.dumps(walk.said, indent=1).encode())
+
+    def _scored(self, checkpoint: Row, walk: _Walk, judges: Mapping[tuple[str, str], str]) -> Iterator[Row]:
+        name, against = checkpoint["files_sha256"], walk.champion
+        rulings, crowned = walk.visit(checkpoint)
+        for suite in sorted({suite for of, suite in walk.wanted if of == name}):
+            found = walk.judged.get((name, suite), [])
+            for score, interval in (
+                intervals(suite_of(suite).scores, found, resamples=self.resamples).items() if found else ()
+            ):
+                ruling = rulings.get(score)
+                yield {
+                    **{column: checkpoint[column] for column in ("files_sha256", "checkpoint", "training", "step")},
+                    "suite": suite,
+                    "score": score,
+                    "value": interval.value,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "num_questions": interval.num_questions,
+                    "num_judged": len(found),
+                    "num_wanted": walk.wanted[name, suite],
+                    "judge": judges.get((name, suite), ""),
+                    "outcome": ruling.outcome if ruling else "",
+                    "reason": ruling.reason if ruling else "",
+                    "against": against or "",
+                    "champion": crowned,
+                    "parents": [checkpoint["key"]],
+                    "label": f"{checkpoint['training'][:8]} step {checkpoint['step']} {score}",
+                }
+
+
+class _Walk:
+    """The checkpoints in their order, and who is the champion."""
+
+    def __init__(
+        self, stage: Scores, judged: Mapping[tuple[str, str], list[Judged]], wanted: Mapping[tuple[str, str], int]
+    ) -> None:
+        self.stage, self.judged, self.wanted = stage, judged, wanted
+        self.champion: str | None = None
+        self.num_failed = 0
+        self.said: list[dict[str, Any]] = []
+
+    def visit(self, checkpoint: Row) -> tuple[dict[str, Ruling], bool]:
+        """What the gates say of it, by score, and whether it is the champion from now on."""
+        name = checkpoint["files_sha256"]
+        pairs = [(gate, self._compared(name, gate.score)) for gate in self._gates()]
+        rulings = {one.gate.score: one for one in ruled(pairs)}
+        outcomes = {one.outcome for one in rulings.values()}
+        crowned = bool(self.stage.gates) and outcomes <= {"pass"} and self._is_whole(name)
+        self.num_failed += "fail" in outcomes
+        self.said.append(
+            {"checkpoint": checkpoint["checkpoint"], "against": self.champion, "champion": crowned}
+            | {"gates": {score: [one.outcome, one.reason] for score, one in rulings.items()}}
+        )
+        if crowned:
+            self.champion = name
+        return rulings, crowned
+
+    def _gates(self) -> Iterator[Gate]:
+        """Before there is a champion nothing can drop: floors alone are asked."""
+        for score, bound in self.stage.gates.items():
+            max_drop = None if self.champion is None else bound.max_drop
+            if bound.floor is not None or max_drop is not None:
+                better = suite_of(score.partition("/")[0]).higher_is_better
+                yield Gate(score=score, floor=bound.floor, max_drop=max_drop, higher_is_better=better)
+
+    def _compared(self, name: str, score: str) -> Comparison:
+        suite, how = score.partition("/")[0], {"resamples": self.stage.resamples}
+        new = self.judged.get((name, suite), [])
+        if not new:
+            return Comparison(new={}, change={}, missing=1.0)
+        if self.champion is None:
+            return alone(suite_of(suite).scores, new, **how)
+        return compared(suite_of(suite).scores, self.judged.get((self.champion, suite), []), new, **how)
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether every answer that is wanted of the gates' suites has a verdict."""
+        suites = {score.partition("/")[0] for score in self.stage.gates}
+        return all(len(self.judged.get((name, one), [])) == self.wanted.get((name, one), -1) for one in suites)
+
+
+def _sure(suite: Suite, judged: Sequence[Judged], resamples: int) -> dict[str, Interval]:
+    """Scores with their intervals; without an interval where drawing questions anew gives none."""
+    if not judged:
+        return {}
+    settled = suite.settled(judged)
+    if suite.resampled:
+        return intervals(suite.scores, settled, resamples=resamples)
+    return intervals(suite.scores, settled, resamples=0)
+
+
+def _order(row: Row) -> tuple[str, str, int]:
+    return row["begun"], row["training"], row["step"]
+
+
+def _rows(job: Job, dataset: str, columns: Sequence[str]) -> list[Row]:
+    return [row for batch in job.reader(dataset).scan(list(columns)) for row in batch.to_pylist()]
+
+
+def _counts(trials: Sequence[Row]) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for row in trials:
+        pair = row["files_sha256"], row["suite"]
+        found[pair] = found.get(pair, 0) + 1
+    return found
+
+
+def _judged(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], list[Judged]], dict[tuple[str, str], str]]:
+    """Verdicts, and who judged, by checkpoint and suite."""
+    verdicts: dict[tuple[str, str], list[Judged]] = {}
+    judges: dict[tuple[str, str], set[str]] = {}
+    for row, one in zip(rows, judged_of(rows), strict=True):
+        pair = row["files_sha256"], row["suite"]
+        verdicts.setdefault(pair, []).append(one)
+        judges.setdefault(pair, set()).add(row["judge"])
+    return verdicts, {pair: ", ".join(sorted(names)) for pair, names in judges.items()}
