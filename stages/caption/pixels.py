@@ -12,15 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stages.drawings import FLAT, PLAIN, colour_name, distance_from_ground
+
 if TYPE_CHECKING:
     import numpy as np
 
 SHORT_SIDE = 160
 """Pictures are read at this short side (pixels), never enlarged: shapes are plain at it, and it costs 1 ms."""
-_PLAIN = 0.5
-"""A drawing's background covers at least this share of the picture."""
-_FLAT = 30
-"""Largest distance in a channel (of 255) that still is the background's colour: texture and compression."""
 _LEAST = 0.004
 """Smallest thing, share of the squared short side: radius 4.5 pixels at 128."""
 _MOST_THINGS = 6
@@ -31,18 +29,6 @@ _MOVED = 0.06
 """Way of the centre over the frames looked at, in short sides, from which things move."""
 _GROWN = 1.35
 """Area at the end over the start from which things grow."""
-_HUES = (
-    ("red", 9),
-    ("orange", 19),
-    ("yellow", 33),
-    ("green", 85),
-    ("blue", 132),
-    ("purple", 160),
-    ("pink", 172),
-    ("red", 180),
-)
-"""Name and upper end of hue in OpenCV's half degrees."""
-_GREY_SATURATION = 0.2
 _SPECKS = 0.003
 """Outline of what is too small for a thing, in pixels over the squared short side, from which a plain drawing may hold
 text: a word or two of a twentieth of the short side. One frame in a hundred of the sample corpus has as much."""
@@ -102,11 +88,11 @@ def seen(picture: np.ndarray) -> View | None:
 
     short = min(picture.shape[:2])
     calm = cv2.GaussianBlur(picture, (3, 3), 0)
-    ground = np.median(calm.reshape(-1, 3), axis=0)
-    apart = np.abs(calm.astype(np.int16) - ground).max(axis=2) > _FLAT
-    if apart.mean() > 1 - _PLAIN:
+    ground, distance = distance_from_ground(calm)
+    apart = distance > FLAT
+    if apart.mean() > 1 - PLAIN:
         return None
-    background = _hue(ground)
+    background = colour_name(ground)
     things, specks = [], 0
     outlines, _ = cv2.findContours(apart.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for outline in outlines:
@@ -132,7 +118,7 @@ def _thing(picture: np.ndarray, outline: np.ndarray, area: float, short: int) ->
     # The half that lies deepest: compression smears colour over three pixels at the edge of a small thing.
     depth = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)[1:-1, 1:-1]
     pixels = picture[depth > 0.5 * depth.max()]
-    if (np.abs(pixels - np.median(pixels, axis=0)).max(axis=1) > _FLAT).mean() > 0.2:
+    if (np.abs(pixels - np.median(pixels, axis=0)).max(axis=1) > FLAT).mean() > 0.2:
         return None
     shape = _shape(outline, area)
     if shape is None:
@@ -142,7 +128,7 @@ def _thing(picture: np.ndarray, outline: np.ndarray, area: float, short: int) ->
     whole = area + cv2.arcLength(outline, True) / 2
     return Thing(
         size="large" if math.sqrt(whole / math.pi) / short >= _LARGE else "small",
-        colour=_hue(np.median(pixels, axis=0)),
+        colour=colour_name(np.median(pixels, axis=0)),
         shape=shape,
         x=moments["m10"] / moments["m00"] / short,
         y=moments["m01"] / moments["m00"] / short,
@@ -172,24 +158,6 @@ def _shape(outline: np.ndarray, area: float) -> str | None:
     if fill[shape] < 0.75:
         return None
     return "rectangle" if shape == "square" and max(width, height) > 1.3 * min(width, height) else shape
-
-
-def _hue(colour: np.ndarray) -> str:
-    """The name of an RGB colour: grey steps, brown and beige included."""
-    import colorsys
-
-    red, green, blue = (float(value) / 255 for value in colour)
-    hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
-    if saturation < _GREY_SATURATION or value < 0.18:
-        return _grey(value)
-    name = next(name for name, end in _HUES if hue * 180 <= end)
-    if name in ("orange", "yellow") and saturation < 0.45:
-        return "beige" if value > 0.6 else "brown"
-    return "brown" if name in ("orange", "red") and value < 0.5 and saturation < 0.75 else name
-
-
-def _grey(value: float) -> str:
-    return "white" if value > 0.82 else "grey" if value > 0.22 else "black"
 
 
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -256,7 +224,7 @@ def _footage(pictures: Sequence[np.ndarray]) -> str:
 
     small = np.stack([cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA) for picture in pictures])
     middle = small[len(small) // 2].reshape(-1, 3)
-    colours = [name for name, _ in Counter(_hue(pixel) for pixel in middle).most_common(2)]
+    colours = [name for name, _ in Counter(colour_name(pixel) for pixel in middle).most_common(2)]
     light = float(small.mean())
     tone = "dark" if light < 70 else "bright" if light > 180 else "evenly lit"
     article = "an" if tone[0] in "aeiou" else "a"
