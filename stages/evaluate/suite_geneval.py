@@ -56,9 +56,7 @@ class GenEval(Suite):
     def questions(self, prompts: bytes | None) -> Iterator[Question]:
         """Lines of evaluation_metadata.jsonl (tag, prompt, include, exclude), whoever worded the prompts."""
         if not prompts:
-            raise UserError(
-                "geneval has no prompts of its own: give the evaluation_metadata.jsonl of djghosh13/geneval"
-            )
+            raise UserError("geneval has no prompts of its own: give evaluation_metadata.jsonl of djghosh13/geneval")
         for number, line in enumerate(prompts.decode().splitlines(), 1):
             if not line.strip():
                 continue
