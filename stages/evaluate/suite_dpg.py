@@ -50,9 +50,7 @@ class Dpg(Suite):
         """Share of the questions that count; parts: [yes, asked] by category."""
         graph, answers = question.about["graph"], evidence["answers"]
         if len(graph) != len(answers):
-            raise UserError(
-                f"{len(answers)} answers to {len(graph)} questions: the judge must answer every one in order"
-            )
+            raise BadRow(f"The judge gave {len(answers)} answers to {len(graph)} questions.")
         said = {node["id"]: float(said_yes(answer)) for node, answer in zip(graph, answers, strict=True)}
         counts = dict(said)
         for node in graph:
