@@ -49,9 +49,10 @@ from infra.folder_bucket import LocalBucket
 from models.layout import Format
 from pipelines.cli.compose import setup
 from stages.base import Training
+from stages.train.checkpoint import copied
 from stages.train.engine import Engine
-from stages.train.saver import Saver
 from stages.train.train import LOG_EVERY, Model
+from stages.workers.saver import Saver
 
 WARM_UP = 10
 BEHIND = 2
@@ -124,6 +125,10 @@ class TimedFolder(CheckpointFolder):
         return files
 
 
+Given = Callable[[], tuple[Engine, Mapping[str, Any]]]
+"""What there is to save, to those that copy it in ways of their own."""
+
+
 class TorchSave:
     """`torch.save`, while training waits. The same methods as the trainer's saver."""
 
@@ -133,8 +138,9 @@ class TorchSave:
         self._folder, self._written = folder, written
         folder.mkdir(parents=True, exist_ok=True)
 
-    def begin(self, step: int, engine: Engine, trainer: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def begin(self, step: int, given: Given, facts: Mapping[str, Any]) -> None:
         """All of a save."""
+        engine, trainer = given()
         state = {"optimizer": engine.optimizer.state_dict(), "trainer": trainer, "facts": facts}
         if dist.get_rank() == 0:
             state["model"] = engine.model.state_dict()
@@ -161,8 +167,9 @@ class TorchDcp:
         self._group: Any = dist.new_group(backend="gloo")  # its thread's collectives must not mix with training's
         self._save: Future[Any] | None = None
 
-    def begin(self, step: int, engine: Engine, trainer: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def begin(self, step: int, given: Given, facts: Mapping[str, Any]) -> None:
         """Copy and start to write."""
+        engine, trainer = given()
         state: dict[str, Any] = {"model": engine.model.state_dict(), "trainer": dict(trainer), "facts": dict(facts)}
         for number, held in enumerate(engine.optimizer.state.values()):
             for name, tensor in held.items():
@@ -249,6 +256,8 @@ def train(plan: Plan, way: str, number: int) -> Run:
 
     run, folder = Run(), plan.folder / f"{way} {number}"
     rank.Saver = partial(Timed, run, way, folder)  # type: ignore[assignment, misc]
+    own = way in ("torch.save", "torch DCP")
+    rank.copied = (lambda engine, step, trainer: (engine, trainer)) if own else copied  # type: ignore[assignment]
     packs = packs_of(plan.root)
     sink = SimpleNamespace(
         add=SimpleNamespace(remote=lambda step, metrics: run.told.update({step: metrics})),

@@ -38,8 +38,8 @@ from stages.base import Reader
 from stages.train.build import trunk_config
 from stages.train.engine import parameter_groups
 from stages.train.loader import Loader
-from stages.train.prefetch import Prefetch
 from stages.train.train import Model
+from stages.workers.prefetch import Prefetch
 
 Step = list[tuple[Batch, float, int]]
 """Of each pass its tensors, the weight of its tokens and its number of pictures."""

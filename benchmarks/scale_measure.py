@@ -38,9 +38,9 @@ from pipelines.cli.compose import setup
 from pipelines.job import JOB_ROWS_PER_FRAGMENT
 from stages.pack import Packs, _row
 from stages.train.build import trunk_config
+from stages.train.checkpoint import _overlaps
 from stages.train.engine import MASTER, MOMENTS, Fragment, trained
 from stages.train.loader import Loader
-from stages.train.saver import _overlaps
 from stages.train.stream import Stream
 from stages.train.train import Model
 

@@ -22,7 +22,7 @@ def stragglers(given: Namespace) -> None:
 
 
 def stalls(given: Namespace, step_s: float, ahead: int, load_s: float, requests: float) -> tuple[float, float]:
-    """Share of steps in which some rank waits for data, and of the time that is lost, with stages/train/prefetch.py."""
+    """Share of steps in which some rank waits for data, and of the time lost, with workers/prefetch.py."""
     rng, end = np.random.default_rng(0), 0.0
     ready = [np.zeros(given.ranks)]
     submitted = [np.zeros(given.ranks) for _ in range(ahead)]

@@ -23,7 +23,7 @@ from models.tokenizers.interface import to_pixels
 from pipelines.cli.compose import compose
 from pipelines.config import strict
 from pipelines.standing import Standing
-from stages.tokenizer.loop import Learner
+from stages.tokenizer.learner import Learner
 from stages.tokenizer.measure import measure
 from stages.tokenizer.samples import Samples
 from stages.tokenizer.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ def curve(root: str, preset: str, overrides: list[str]) -> None:
     print(f"{'step':>6} {'CPU s':>7} {'PSNR':>6} {'SSIM':>6} {'usage':>6} {'perplexity':>10}   last losses")
     every = max(1, stage.steps // POINTS)
     while learner.step < stage.steps:
-        told = learner.learn(to_pixels(torch.from_numpy(samples.batch(learner.step, 0, 1))), 0, 1)
+        told = learner.learn(to_pixels(torch.from_numpy(samples.batch(learner.step, 0, 1).pixels)), 0, 1)
         if learner.step % every == 0 or learner.step == stage.steps:
             spent = time.process_time() - started
             learner.tokenizer.eval()

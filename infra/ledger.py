@@ -2,10 +2,11 @@
 
     ledger/<dataset>/<key>/key.json      the tree whose hash is the key, and notes that are not hashed
                            claim.N       who works: saves work, does not guard truth
-                           beat.N        the claim's heartbeat (the only object that is overwritten)
+                           beat.N        the claim's heartbeat (overwritten)
                            plan.N        the shards
                            shard.N.i     fragments, counts and rest of one shard
                            rest.N        every unit that gave no row, with its reason
+                           curve.N       what a job has measured so far (overwritten too; pipelines/live.py)
                            metrics.N, picture.N.*   what a job reported, for MLflow
                            done.N        the published snapshot
                            told.N        MLflow knows

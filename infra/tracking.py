@@ -13,6 +13,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ for _noisy in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.mi
 
 MAX_PARAM_CHARS = 6000
 BATCH = 900
+LIVE = "plait.live"
+"""Tag of the run of a materialisation that is not done."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Report:
     tree: Mapping[str, Any]
     notes: Mapping[str, Any]
     schema: Sequence[Sequence[str]]
-    metrics: Sequence[tuple[int, Mapping[str, float]]]
+    metrics: Sequence[tuple[int, Mapping[str, float], int]]
+    """Of each step of a job, and when they were told (milliseconds since 1970)."""
     pictures: Mapping[str, bytes]
     rest: Sequence[Mapping[str, Any]]
     checkpoints: Sequence[Mapping[str, Any]]
@@ -72,6 +76,8 @@ class Tracker:
         self.parent: str | None = None
         self._run_id: str | None = None
         self._parents: list[str] = []
+        self._shown_in: str | None = None
+        self._shown: Counter[tuple[str, int, int]] = Counter()
         with self._guard():
             self.client = MlflowClient(tracking_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
@@ -122,6 +128,66 @@ class Tracker:
                     if model.tags.get("plait.manifest") in manifests:
                         self.client.set_logged_model_tags(model.model_id, {"plait.tainted": why})
 
+    def show(self, of: Mapping[str, Any], points: Sequence[tuple[int, Mapping[str, float], int]]) -> None:
+        """What a materialisation (dataset, key, number, run_id) that goes on has told so far; what is new is added to
+        its run, which is opened by the first, or found as an earlier driver left it."""
+        if not self.trouble:
+            with self._guard():
+                if self._shown_in is None:
+                    self._shown_in = self._shown_before(of) or self._open(of, {LIVE: "yes"})
+                    self._shown = self._points_in(self._shown_in)
+                new = [m for m in _of_steps(points) if _place(m) not in self._shown]
+                for start in range(0, len(new), BATCH):
+                    self.client.log_batch(self._shown_in, metrics=new[start : start + BATCH])
+                self._shown.update(map(_place, new))
+
+    def stop_showing(self, status: str) -> None:
+        """The materialisation has ended without a result: FAILED or KILLED. Whoever goes on with it finds its run."""
+        if self._shown_in is not None and not self.trouble:
+            with self._guard():
+                self.client.set_terminated(self._shown_in, status)
+
+    def _shown_before(self, of: Mapping[str, Any]) -> str | None:
+        """The run in which a materialisation was shown, as one that goes on, under the present parent."""
+        query = f"tags.`plait.materialisation` = '{_name(of)}' and tags.`{LIVE}` = 'yes'"
+        found = self.client.search_runs([self.experiment], filter_string=query, max_results=1)
+        if not found:
+            return None
+        run = found[0].info.run_id
+        for tag, value in (("mlflow.parentRunId", self.parent), ("plait.run_id", of["run_id"])):
+            if value:
+                self.client.set_tag(run, tag, value)
+        self.client.update_run(run, status="RUNNING")
+        return run
+
+    def _points_in(self, run: str) -> Counter[tuple[str, int, int]]:
+        """How often a run has each metric's value of a step and time."""
+        names = self.client.get_run(run).data.metrics
+        return Counter(_place(m) for name in names for m in self.client.get_metric_history(run, name))
+
+    def _taken_over(self, report: Report) -> tuple[str | None, Counter[tuple[str, int, int]]]:
+        """The run in which this materialisation was shown, and what it has; it is deleted where that is not part of
+        what is to be told, or is there twice, since a point of MLflow cannot be taken back."""
+        run = self._shown_before(report.done)
+        if run is None:
+            return None, Counter()
+        there = self._points_in(run)
+        if there <= Counter(_place(m) for m in _of_steps(report.metrics)):
+            self.client.delete_tag(run, LIVE)  # whoever dies from here on leaves no run that another would go on with
+            return run, there
+        self.client.delete_run(run)
+        return None, Counter()
+
+    def _open(self, of: Mapping[str, Any], more: Mapping[str, str]) -> str:
+        parent = {"mlflow.parentRunId": self.parent} if self.parent else {}
+        tags = parent | {
+            "plait.stage": of["dataset"],
+            "plait.key": of["key"],
+            "plait.materialisation": _name(of),
+            "plait.run_id": of["run_id"],
+        }
+        return self.client.create_run(self.experiment, run_name=of["dataset"], tags=tags | dict(more)).info.run_id
+
     def _told(self, report: Report) -> dict[str, Any] | None:
         query = f"tags.`plait.materialisation` = '{_name(report.done)}' and attributes.status = 'FINISHED'"
         runs = self.client.search_runs([self.experiment], filter_string=query, max_results=1)
@@ -129,18 +195,12 @@ class Tracker:
 
     def _tell(self, report: Report) -> dict[str, Any]:
         done = report.done
-        parent = {"mlflow.parentRunId": self.parent} if self.parent else {}
+        taken, there = self._taken_over(report)
+        run = taken or self._open(done, {})
         description = f"{done['dataset']}: {done['rows_in']} units in, {done['rows_out']} rows out"
-        tags = parent | {
-            "plait.stage": done["dataset"],
-            "plait.key": done["key"],
-            "plait.materialisation": _name(done),
-            "plait.run_id": done["run_id"],
-            "mlflow.note.content": description,
-        }
-        run = self.client.create_run(self.experiment, run_name=done["dataset"], tags=tags).info.run_id
+        self.client.set_tag(run, "mlflow.note.content", description)
         self.client.log_inputs(run, datasets=_datasets(report))
-        self._numbers(run, report)
+        self._numbers(run, report, there)
         self._artifacts(run, report)
         models = self._models(run, report)
         if report.model_ids:
@@ -148,7 +208,7 @@ class Tracker:
         self.client.set_terminated(run, "FINISHED")
         return {"mlflow_run_id": run, "models": models}
 
-    def _numbers(self, run: str, report: Report) -> None:
+    def _numbers(self, run: str, report: Report, there: Counter[tuple[str, int, int]]) -> None:
         done, now = report.done, int(time.time() * 1000)
         settings = report.tree["recipe"]["settings"]
         params = [Param(k, json.dumps(v)[:MAX_PARAM_CHARS] if not isinstance(v, str) else v[:MAX_PARAM_CHARS]) for k, v in settings.items()]  # fmt: skip  # noqa: E501
@@ -160,7 +220,7 @@ class Tracker:
         flat |= {f"rest/{_plain(reason)}": float(n) for reason, n in list(done["reasons"].items())[:100]}
         flat |= {f"rest/{s}": float(done[s]) for s in ("empty", "filtered", "quarantined")}
         metrics = [Metric(k, v, now, 0) for k, v in flat.items()]
-        metrics += [Metric(k, v, now, step) for step, row in report.metrics for k, v in row.items()]
+        metrics += [m for m in _of_steps(report.metrics) if _place(m) not in there]
         tied = self._tie(run, report, now)
         for start in range(0, max(len(metrics), 1), BATCH):
             self.client.log_batch(
@@ -205,6 +265,15 @@ class Tracker:
             self.client.log_outputs(run, [LoggedModelOutput(model.model_id, row["step"])])
             found[str(row["step"])] = model.model_id
         return found
+
+
+def _of_steps(points: Sequence[tuple[int, Mapping[str, float], int]]) -> list[Metric]:
+    return [Metric(name, value, at_ms, step) for step, row, at_ms in points for name, value in row.items()]
+
+
+def _place(metric: Metric) -> tuple[str, int, int]:
+    """Where a value stands; a point of one place is one point."""
+    return metric.key, metric.step, metric.timestamp
 
 
 def _name(done: Mapping[str, Any]) -> str:

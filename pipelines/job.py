@@ -19,6 +19,7 @@ from infra.store import SnapshotReader
 from infra.types import Row, Snapshot
 from pipelines import rest
 from pipelines.key import RowKeys
+from pipelines.live import Curve
 from pipelines.plan import StagePlan
 from pipelines.publish import Made, Site, done_of
 from pipelines.tell import keep_for_telling
@@ -45,7 +46,7 @@ class EngineJob:
     training: Training
     profile: bool
     connect: Callable[[], Any]
-    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    curve: Curve
     final: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -68,9 +69,9 @@ class EngineJob:
         return self.connect()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics at a step."""
+        """Metrics at a step; a step that was told before keeps what was told."""
         self.run.check()
-        self.metrics.append((step, {k: float(v) for k, v in metrics.items()}))
+        self.curve.add(step, metrics)
 
     def summary(self, metrics: Mapping[str, float]) -> None:
         """Final metrics, kept in the ledger."""
@@ -110,13 +111,14 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     scratch = Path(tempfile.mkdtemp(prefix=f"plait-{plan.name}-"))
     show = lambda done, total, what: site.show(plan.name, done, total, what)  # noqa: E731
     place, profile = plan.node.placement, site.planner.ask.profile
-    job = EngineJob(site.root, scratch, place.workers, checkpoints, plan.snapshots, edges, show, site.run, site.note, place.training, profile, site.ray)  # fmt: skip  # noqa: E501
+    curve = Curve(folder, number, site.run_id, site.planner.graph.name, site.tracker, site.note)
+    job = EngineJob(site.root, scratch, place.workers, checkpoints, plan.snapshots, edges, show, site.run, site.note, place.training, profile, site.ray, curve)  # fmt: skip  # noqa: E501
     try:
         stage = plan.node.stage
         assert isinstance(stage, JobStage)
         head = site.store.head(plan.name)
         site.release_actors()
-        with capture() as said:
+        with curve, capture() as said:
             try:
                 staged = [] if empty else _stage_job(site, plan, stage.run(job))
             finally:
@@ -129,7 +131,7 @@ def run_job(site: Site, plan: StagePlan, folder: Folder) -> Made:
     units_in = sum(len(u.keys) + u.gated_out.num_rows for u in plan.units)
     done = done_of(site, plan, folder, snapshot, number, left, units_in)
     done |= {"state": "empty" if empty else "done", "metrics": job.final}
-    keep_for_telling(folder, number, job.metrics, job.pictures)
+    keep_for_telling(folder, number, curve.points(), job.pictures)
     return Made(done, 0 if empty else 1)
 
 

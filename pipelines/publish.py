@@ -42,6 +42,8 @@ class Site:
     note: Callable[[str], None]
     """A sentence for the screen and the log."""
 
+    tracker: Callable[[], Any]
+    """Makes a Tracker, or None where MLflow is not wanted."""
     current: Mapping[str, Snapshot | None]
     """The snapshots that this run stands on so far."""
     wave: str | None = None

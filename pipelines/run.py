@@ -233,7 +233,7 @@ class Runner:
             services.progress.stage(name, done, total, f"{wave}  {what}" if wave and wave.total > 1 else what)
 
         name = str(wave) if wave and not wave.is_last else None
-        return Site(self.planner, services.root, services.source, self.open, services.fleet, services.ray, services.release_actors, show, self._note, current, name)  # fmt: skip  # noqa: E501
+        return Site(self.planner, services.root, services.source, self.open, services.fleet, services.ray, services.release_actors, show, self._note, services.tracker, current, name)  # fmt: skip  # noqa: E501
 
     def _write_record(self) -> None:
         document = {**self.record, **self.result.to_json(), "at": now_utc(), "pipeline": self.planner.graph.name}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra.ledger import Folder, Ledger, snapshot_of
 from infra.store import Store
 from infra.types import Snapshot
 from pipelines import rest
+from pipelines.live import Point, curve_name
 
 Cards = Callable[[Store, Snapshot, Mapping[str, Any]], Mapping[str, bytes]]
 ENGINE_COLUMNS = ("key", "parents", "label")
@@ -16,9 +18,10 @@ PICTURE = "picture"
 METRICS = "metrics"
 
 
-def keep_for_telling(folder: Folder, number: int, metrics: list[tuple[int, dict[str, float]]], pictures: Mapping[str, bytes]) -> None:  # fmt: skip  # noqa: E501
+def keep_for_telling(folder: Folder, number: int, points: Sequence[Point], pictures: Mapping[str, bytes]) -> None:
     """Put what a job reported beside its `done`, so that MLflow can be made whole from the ledger."""
-    folder.put(f"{METRICS}.{number}", {"steps": metrics})
+    folder.put(f"{METRICS}.{number}", {"steps": points})
+    folder.bucket.delete(f"{folder.path}/{curve_name(number)}")
     for name, data in pictures.items():
         folder.put_bytes(f"{PICTURE}.{number}.{name if '.' in name else f'{name}.png'}", data)
 
@@ -77,13 +80,20 @@ class Teller:
             tree=key["tree"],
             notes=key["notes"],
             schema=[[f.name, str(f.type)] for f in schema if f.name not in ENGINE_COLUMNS],
-            metrics=(folder.get(f"{METRICS}.{done['number']}") or {"steps": []})["steps"],
+            metrics=self._metrics(folder, done),
             pictures={**self.cards(self.store, snapshot_of(done), done), **self._pictures(folder, done["number"])},
             rest=[{**r, "unit": r["unit"].hex()} for r in left],
             checkpoints=checkpoints,
             model_ids=self._model_ids(given),
             evaluation_set=scored,
         )
+
+    @staticmethod
+    def _metrics(folder: Folder, done: Mapping[str, Any]) -> list[Point]:
+        """What the job told of its steps; what was kept before steps had times is of the time it was done."""
+        at_ms = int(datetime.datetime.fromisoformat(done["at"]).timestamp() * 1000)
+        steps = (folder.get(f"{METRICS}.{done['number']}") or {"steps": []})["steps"]
+        return [(step, row, *(at or [at_ms])) for step, row, *at in steps]
 
     @staticmethod
     def _pictures(folder: Folder, number: int) -> dict[str, bytes]:

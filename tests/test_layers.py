@@ -46,6 +46,7 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
             "stages/workers/pulse.py",
             "stages/workers/gauges.py",
             "stages/train/rank.py",
+            "stages/workers/ranks.py",
             "stages/workers/sigterm.py",
             "stages/tokenizer/loop.py",
         },

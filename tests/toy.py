@@ -135,9 +135,12 @@ class Book(JobStage):
     def run(self, job: Job) -> Iterator[dict]:
         """One row for all words."""
         count_call("book")
+        step = 0
         for batch in job.reader("words").scan(["word"]):
             for word in batch["word"].to_pylist():
                 say(word)
+                step += 1
+                job.log(step, {"chars": len(word)})
                 job.progress(0, 0, word)
                 time.sleep(0.2 if word.startswith("nap") else 0)
         words = [w for batch in job.reader("words").scan(["word"]) for w in batch["word"].to_pylist()]

@@ -137,10 +137,19 @@ class VisionTokenizer(nn.Module, ABC):
             digest.update(name.encode() + raw.numpy().tobytes())
         return digest.digest()
 
-    def save(self, folder: Path) -> None:
-        """Weights and shape into a folder."""
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS_FILE)
+    def copied(self) -> dict[str, Tensor]:
+        """Copies of the weights for `save`, which may then be changed."""
+        return {name: copy_of(tensor) for name, tensor in self.state_dict().items()}
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Weights (these, copied before, or those of now) and shape into a folder."""
+        save_file(dict(self.copied() if weights is None else weights), folder / WEIGHTS_FILE)
         (folder / SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(self.shape), indent=1, sort_keys=True))
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and its own whatever becomes of the tensor."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def build(shape: shapes.Shape) -> VisionTokenizer:

@@ -9,7 +9,7 @@ own. Legend: as in interface.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,9 +62,9 @@ class NextFlowTokenizer(VisionTokenizer):
         found.shape = shape
         return found
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """As ever, with the teacher's configuration."""
-        super().save(folder)
+        super().save(folder, weights)
         if self.teacher:
             self.teacher.model.config.save_pretrained(folder / _TEACHER)
 

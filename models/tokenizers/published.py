@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,8 +69,8 @@ class PublishedTokenizer(VisionTokenizer):
         """The library's class and its configuration, wherever the weights lie."""
         return {"shape": dataclasses.asdict(self.shape) | {"place": None}, "config": self.adapter.facts()}
 
-    def save(self, folder: Path) -> None:
-        """The library's own files, and the shape."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """The library's own files, and the shape. The weights never change, so those of now are those of before."""
         self.adapter.model.save_pretrained(folder / _FOLDER, safe_serialization=True)
         (folder / SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(self.shape), indent=1, sort_keys=True))
 

@@ -1,13 +1,13 @@
 """The samples of a step: a pure function of seed and step, decoded when they are wanted. Not a stage.
 
-Legend: T frames of a sample, H and W pixels.
+Legend: N samples, T frames of each, H and W pixels.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,16 @@ _READ_CLIPS = 64
 _MAX_DRAWS = 1000
 _NAMED_CLIPS = 3
 _COLUMNS = ["key", "label", "media", "source_kind", "num_frames", "fps"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a rank learns from at a step."""
+
+    pixels: NDArray[np.uint8]
+    """(N, T, H, W, 3)."""
+    rows: list[int]
+    """Position in the snapshot of each sample's clip."""
 
 
 class Samples:
@@ -51,18 +61,11 @@ class Samples:
         """Label and reason by key (hex) of clips that did not decode."""
         self._kept: OrderedDict[int, NDArray[np.uint8] | None] = OrderedDict()
         self._kept_bytes = 0
-        self._pool = ThreadPoolExecutor(1)
-        self._lock = Lock()
-        self._ahead: dict[tuple[int, int, int], Future[tuple[NDArray[np.uint8], list[int]]]] = {}
-        self.rows: list[int] = []
-        """Positions in the snapshot of the clips of the last batch, sample by sample."""
+        self._lock = Lock()  # steps are read in advance while held-out clips are measured
 
-    def batch(self, step: int, rank: int, world: int) -> NDArray[np.uint8]:
-        """Samples (batch / world, T, H, W, 3) of a rank at a step; the next step's are begun meanwhile."""
-        wanted = self._ahead.pop((step, rank, world), None) or self._begun(step, rank, world)
-        self._ahead = {(step + 1, rank, world): self._begun(step + 1, rank, world)}
-        pixels, self.rows = wanted.result()
-        return pixels
+    def batch(self, step: int, rank: int, world: int) -> Batch:
+        """The samples of a rank at a step."""
+        return self._batch(step, range(rank, self._stage.batch, world))
 
     def drawn(self, step: int, rank: int, world: int) -> list[int]:
         """Positions in the snapshot of the clips that a rank reads first at a step."""
@@ -82,11 +85,8 @@ class Samples:
             found = self._pictures(part)
             yield from (pictures for row in part if (pictures := found[row]) is not None)
 
-    def _begun(self, step: int, rank: int, world: int) -> Future[tuple[NDArray[np.uint8], list[int]]]:
-        return self._pool.submit(self._batch, step, range(rank, self._stage.batch, world))
-
-    def _batch(self, step: int, places: Sequence[int]) -> tuple[NDArray[np.uint8], list[int]]:
-        """Samples by place in the step, and their rows. Where a clip does not decode, its place draws another one."""
+    def _batch(self, step: int, places: Sequence[int]) -> Batch:
+        """Samples by place in the step. Where a clip does not decode, its place draws another one."""
         draws = [np.random.default_rng([self._stage.seed, step, place]) for place in places]
         samples: dict[int, NDArray[np.uint8]] = {}
         rows: dict[int, int] = {}
@@ -102,7 +102,7 @@ class Samples:
                     samples[place], rows[place] = self._part(found, part), row
             if len(samples) == len(places):
                 order = range(len(places))
-                return np.stack([samples[place] for place in order]), [rows[place] for place in order]
+                return Batch(np.stack([samples[place] for place in order]), [rows[place] for place in order])
         raise UserError("no clip to train the tokenizer on decodes: `plait quarantine clips` has the reasons")
 
     def _part(self, pictures: NDArray[np.uint8], part: int) -> NDArray[np.uint8]:

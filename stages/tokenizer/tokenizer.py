@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -133,6 +135,10 @@ class Tokenizer(JobStage):
             first = last
         return 0, "all", 0, 0
 
+    def in_turn(self, step: int) -> bool:
+        """Whether a step's checkpoint is saved and measured though nobody asked to stop."""
+        return step % self.checkpoint_every == 0 or step == self.steps
+
     def view(self) -> View:
         """How a clip is looked at."""
         return View(size=self.size, frames=self.frames_per_clip, fps=self.fps, cover=self.cover)
@@ -153,7 +159,13 @@ class Tokenizer(JobStage):
                 fit(
                     job,
                     train_worker,
-                    {"stage": self, "clips": clips, "checkpoints": job.checkpoints, "log_every": LOG_EVERY},
+                    {
+                        "stage": self,
+                        "clips": clips,
+                        "checkpoints": job.checkpoints,
+                        "training": job.training,
+                        "log_every": LOG_EVERY,
+                    },
                     name="tokenizer",
                     workers=num_that_divide(self.batch, job.num_workers),
                     steps=self.steps,
@@ -184,13 +196,15 @@ class Tokenizer(JobStage):
     def _take(self, job: Job) -> None:
         """A published tokenizer as a checkpoint of ours, measured."""
         from models.tokenizers.interface import build
-        from stages.tokenizer.loop import publish, quality
+        from stages.tokenizer.loop import facts_of, quality, writing
         from stages.tokenizer.samples import Samples
 
         tokenizer = build(self.shape).eval()
         samples = Samples(job.reader("clips"), self, tokenizer.stride)
         measured, picture = quality(self, tokenizer, samples)
-        publish(job.checkpoints, 0, self, tokenizer, samples, {}, measured)
+        with tempfile.TemporaryDirectory() as folder:
+            writing(tokenizer, None, {})(Path(folder))
+            job.checkpoints.save(0, Path(folder), facts_of(self, tokenizer, samples, measured))
         if picture:
             job.picture("reconstructions", picture)
 

@@ -37,10 +37,16 @@ def trunk_config(stage: Model, form: Format) -> TrunkConfig:
 
 def first_model(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
     """The model that the settings describe, with its first weights."""
-    size = 0 if code_vectors is None else code_vectors.shape[1]
-    model = AnyToAny(trunk_config(stage, form), stage.parts, form, size).initialise(stage.seed, code_vectors)
+    model = model_to_fill(stage, form, code_vectors).initialise(stage.seed, code_vectors)
     if stage.init:
         start_from(model, stage.init)
+    return model
+
+
+def model_to_fill(stage: Model, form: Format, code_vectors: Tensor | None) -> AnyToAny:
+    """The same, for the weights of a checkpoint: whoever goes on needs no first ones, nor what `init` named."""
+    size = 0 if code_vectors is None else code_vectors.shape[1]
+    model = AnyToAny(trunk_config(stage, form), stage.parts, form, size)
     freeze(model, stage.frozen)
     return model
 

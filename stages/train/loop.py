@@ -1,12 +1,14 @@
 """The training loop of one worker, top to bottom: load, learn, add up, change the weights, tell, save.
 
 Ray Train has started the workers and their process group; DeepSpeed ZeRO shards what they hold (engine.py); steps come
-from a pure function of their number (loader.py); saving goes on beside training (saver.py); rank.py sets all this up.
+from a pure function of their number (loader.py); reading in advance, saving beside training and what the ranks add up
+are those of every trained stage (stages/workers/); rank.py sets all this up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ import torch
 from models.any_to_any import Losses
 from stages.train.loader import Joined
 from stages.train.phases import learning_rate
-from stages.train.prefetch import Prefetch
 from stages.train.profile import Profile
-from stages.train.rank import Rank, Sums
+from stages.train.rank import Rank
 from stages.train.told import blame, step_metrics, sums_of
+from stages.workers.prefetch import Prefetch
+from stages.workers.ranks import Sums, give_up, sum_over_ranks
+from stages.workers.saver import take_turn
 
 Passes = Sequence[tuple[Joined, Losses]]
 
@@ -32,7 +36,7 @@ def train_worker(config: dict[str, Any]) -> None:
         stops = False
         while step < stage.steps and not stops:
             # 1. Load: what this rank reads at the step, made ready meanwhile.
-            pulse.at(step + 1, "loading", rank.rows(step))
+            pulse.at(step + 1, "loading", partial(rank.rows, step))
             passes = next(ready)
 
             # 2. Learn. All ranks add up losses, wishes to stop and ended saves, and act alike on what they read there.
@@ -64,7 +68,7 @@ def train_worker(config: dict[str, Any]) -> None:
             # 5. Save, also where all leave; the files are written beside the next steps.
             stops = sums.stops > 0
             if trouble := save(rank, step, sums, stops):
-                rank.give_up(trouble)
+                give_up(rank.sink, rank.saver, trouble)
                 return
 
 
@@ -72,7 +76,7 @@ def learn(rank: Rank, step: int, passes: Sequence[Joined]) -> Passes:
     """Forward and backward of every pass; divisors are those of the whole global batch, whatever ranks and passes."""
     stage, engine = rank.stage, rank.engine
     own = np.array([[one.weight, one.num_pictures] for one in passes]).sum(0) * rank.counts
-    divisors_2 = rank.sum(own).clamp(min=1e-6).float()
+    divisors_2 = sum_over_ranks(own, rank.device).clamp(min=1e-6).float()
     torch.manual_seed((stage.seed * 1_000_003 + step) * 4096 + rank.rank)  # dropout
     seen = []
     for number, joined in enumerate(passes):
@@ -88,9 +92,4 @@ def save(rank: Rank, step: int, sums: Sums, stops: bool) -> str | None:
     due, last = rank.stage.publishes(step) or stops, step == rank.stage.steps or stops
     if due:
         rank.pulse.at(step, "saving")
-    trouble = None
-    if rank.saver.busy and (due or sums.saves_ended == rank.world):
-        trouble = rank.saver.finish()
-    if due and not trouble:
-        rank.begin_to_save(step)
-    return rank.saver.finish() if last and not trouble else trouble
+    return take_turn(rank.saver, due, last, sums.saves_ended, lambda: rank.begin_to_save(step))

@@ -6,44 +6,31 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from models.any_to_any import AnyToAny, load_weights
+from models.any_to_any import load_weights
 from models.layout import Format
 from models.ulysses import SequenceRanks
-from stages.train.build import first_model
+from stages.train.build import first_model, model_to_fill
+from stages.train.checkpoint import TRAINER_FILE, USE_FILES, copied, restore
 from stages.train.engine import Engine
 from stages.train.guard import SpikeGuard
 from stages.train.loader import Joined, Loader
-from stages.train.saver import TRAINER_FILE, USE_FILES, Saver, last_sound, restore
 from stages.train.speed import Speed, peak_flops
 from stages.train.told import PLACES, TEXT_COUNT, VISION_COUNT
+from stages.workers.ranks import Sums, add_up
+from stages.workers.saver import Saver, last_sound
 
 if TYPE_CHECKING:
     from stages.base import Checkpoints, Training
     from stages.train.train import Model
     from stages.workers.pulse import Pulse
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What all ranks have added up of a step; the same on every one."""
-
-    told: list[float]
-    """See `told.sums_of`."""
-    stops: float
-    """Ranks that wish to stop."""
-    saves_ended: float
-    """Ranks whose files of the save under way are uploaded."""
-    flops: list[float]
-    """Of each rank."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +69,17 @@ class Rank:
         self.reader, self.readers = self.rank // self.ranks.size, self.world // self.ranks.size
         stage = self.stage
         self.loader = Loader(config["packs"], stage.global_batch, stage.seed, self.form, stage.parts, stage.phases)
-        self._resume(first_model(stage, self.form, config["code_vectors"]))
+        self._resume(config["code_vectors"])
         self.saver = Saver(self._checkpoints, stage.publishes, stage.keep)
         self.skipped = 0
+        self._flops: list[float] = []  # of each rank, in the last step
         self._speed = Speed(peak_flops(self.device, stage.precision), self.world, self._training.recompute, self.device)
 
-    def _resume(self, model: AnyToAny) -> None:
+    def _resume(self, code_vectors: Tensor | None) -> None:
         """Model, optimizer, position: fresh, or those of the last checkpoint that is whole."""
         last = last_sound(self._checkpoints, self.sink.note.remote)
+        build = first_model if last is None else model_to_fill
+        model = build(self.stage, self.form, code_vectors)
         state: dict[str, Any] = {"updates": 0, "tokens_seen": 0, "since": [0.0, 0], "guard": {}}
         if last is not None:
             with self._checkpoints.fetch(last, USE_FILES) as folder:
@@ -117,22 +107,13 @@ class Rank:
         """Positions of these packs in the snapshot."""
         return self.loader.rows(step)[self.reader :: self.readers]
 
-    def sum(self, values: ArrayLike) -> Tensor:
-        """Sum over ranks, in double precision."""
-        total = torch.tensor(np.asarray(values), dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total
-
     def add_up(self, of_passes: Sequence[Sequence[float]], passes: Sequence[Joined]) -> Sums:
-        """One sum over ranks of all that is to be known of a step."""
-        self.pulse.at(self.pulse.step, "exchanging")
+        """One sum over ranks of all that is to be known of a step (`told.sums_of`)."""
         flops = np.zeros(self.world)
         flops[self.rank] = sum(one.flops for one in passes) / self.ranks.size
-        told = np.sum(of_passes, axis=0)
-        values = [*told, self.pulse.wish(), self.saver.ended(), *flops]
-        found: list[float] = self.sum(values).tolist()
-        stops, ended = found[len(told) : len(told) + 2]
-        return Sums(found[: len(told)], stops, ended, found[-self.world :])
+        sums = add_up([*np.sum(of_passes, axis=0), *flops], self.pulse, self.saver, self.device)
+        self._flops = sums.told[-self.world :]
+        return replace(sums, told=sums.told[: -self.world])
 
     def change(self, learning_rate: float, loss: float) -> Verdict:
         """The optimizer's step, unless the guard says no."""
@@ -151,7 +132,7 @@ class Rank:
         self.step = step
         self.tokens_seen += int(sums.told[PLACES])
         self._since = [self._since[0] + sums.told[0], self._since[1] + 1]
-        self._speed.step(sums.flops, sums.told[PLACES], sums.told[TEXT_COUNT], sums.told[VISION_COUNT])
+        self._speed.step(self._flops, sums.told[PLACES], sums.told[TEXT_COUNT], sums.told[VISION_COUNT])
 
     def rates(self, stalled_s: float) -> dict[str, float]:
         """Speed since the last call."""
@@ -165,18 +146,9 @@ class Rank:
         facts["data_position"] = step * self.stage.global_batch
         if self.stage.publishes(step):
             self._since = [0.0, 0]
-        state = {"tokens_seen": self.tokens_seen, "since": self._since, "guard": self.guard.state()}
-        self.saver.begin(step, self.engine, state | {"updates": self.engine.updates}, facts)
-
-    def give_up(self, sentence: str) -> None:
-        """Tell the driver why; a collective call. What was saved before the trouble is worth its end."""
-        if self.saver.busy:
-            self.saver.finish()
-        if self.rank == 0:
-            import ray
-
-            ray.get(self.sink.blame.remote(sentence))
-        dist.barrier()
+        state: dict[str, Any] = {"tokens_seen": self.tokens_seen, "since": self._since, "guard": self.guard.state()}
+        state["updates"] = self.engine.updates
+        self.saver.begin(step, lambda: copied(self.engine, step, state), facts)
 
 
 def sequence_ranks(size: int) -> SequenceRanks:

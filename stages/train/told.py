@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
 from models.any_to_any import Losses
 from models.layout import Format
 from models.places import Places
 from stages.train.loader import Joined, guilty_packs, sums_by_modality, sums_by_scale
+from stages.workers.ranks import at_fault, give_up
 
 if TYPE_CHECKING:
     from stages.train.rank import Rank
@@ -50,14 +49,9 @@ def blame(rank: Rank, seen: Sequence[tuple[Joined, Losses]], step: int, what: st
     packs = {
         pack for made, its in seen for pack in guilty_packs(made, its.nll_T.cpu().numpy(), its.squared_N.cpu().numpy())
     }
-    own = [
-        (reader, pack, f"rank {rank.rank}, {loader.described(step - 1, reader, rank.readers, pack)}")
-        for pack in sorted(packs)
-    ]
-    found: list[list[tuple[int, int, str]]] = [[] for _ in range(rank.world)]
-    dist.all_gather_object(found, own)
-    named = {(at, pack): words for part in reversed(found) for at, pack, words in part}
-    first = "; ".join(words for _, words in sorted(named.items())[:3]) or "and no sample says why"
-    if len(named) == loader.global_batch:
-        first = "in every pack: the weights are at fault, lower model.learning_rate"
-    rank.give_up(f"the {what} of step {step} is not finite, {first}")
+    own = {
+        (reader, pack): f"rank {rank.rank}, {loader.described(step - 1, reader, rank.readers, pack)}" for pack in packs
+    }
+    everywhere = "in every pack: the weights are at fault, lower model.learning_rate"
+    where = at_fault(own, loader.global_batch, everywhere, "and no sample says why")
+    give_up(rank.sink, rank.saver, f"the {what} of step {step} is not finite, {where}")

@@ -33,7 +33,7 @@ class Model(JobStage):
     that divides `global_batch`. Where it is asked to stop it saves first. Yields one row per published checkpoint.
 
     A checkpoint holds model.safetensors and config.json, all that is needed to use the model, and what training goes on
-    from (stages/train/saver.py).
+    from (stages/train/checkpoint.py).
     """
 
     writes: ClassVar[str] = "model"

@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ _NUM_TIMED_STEPS = 64
 
 What = Literal["starting", "loading", "computing", "exchanging", "saving"]
 """What a rank does; in "computing" and "exchanging" it may wait for the others, in the rest for nobody."""
+Rows = Callable[[], Sequence[int]]
+"""Gives positions in the snapshot of what a rank reads; asked by another thread than the one that trains."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,23 @@ class Pulse:
 
     def __init__(self, sink: Any, rank: int, every_s: float = PULSE_S) -> None:
         self._sink, self._rank, self._every_s = sink, rank, every_s
-        self._now: tuple[int, What, tuple[int, ...], float] = (0, "starting", (), time.monotonic())
+        self._now: tuple[int, What, Rows, float] = (0, "starting", list, time.monotonic())
         self._first: int | None = None
         self._begun_at = 0.0
         self._steps_s: deque[float] = deque(maxlen=_NUM_TIMED_STEPS)
         self._stop = False
         self._closed = threading.Event()
 
-    def at(self, step: int, what: What, rows: Sequence[int] = ()) -> None:
-        """From now on this rank does this; where it loads, `rows` are what it is going to read. Costs a microsecond."""
+    def at(self, step: int, what: What, rows: Rows = list) -> None:
+        """From now on this rank does this; where it loads, `rows` says what it is going to read, and is asked only by
+        the thread that beats. Costs a microsecond."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._begun_at = step, now
         elif step > self._now[0]:
             self._steps_s.append(now - self._begun_at)
             self._begun_at = now
-        self._now = step, what, tuple(rows), now
+        self._now = step, what, rows, now
 
     @property
     def step(self) -> int:
@@ -132,7 +135,7 @@ class Pulse:
             pid=os.getpid(),
             step=step,
             what=what,
-            rows=rows,
+            rows=tuple(rows()),
             since_s=time.monotonic() - since,
             num_steps=step - (step if self._first is None else self._first),
             step_s=statistics.median(timed) if timed else 0.0,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +22,7 @@ import pytest
 from infra.types import StoppedError
 from stages.base import Row, Training
 from stages.workers.fit import fit
+from tests.conftest import REPO
 from tests.stages.fake_job import FakeJob, FakeReader
 from tests.stages.test_train import STAGE, loader_of, packs  # noqa: F401 - a fixture
 
@@ -121,6 +125,40 @@ def test_a_wish_to_stop_saves_the_step_and_the_same_command_goes_on_to_the_same_
     assert min(step for step, _ in again.logged) == last.step + 1
     assert again.logged and all(metrics["loss"] == calm[1][step] for step, metrics in [*job.logged, *again.logged])
     assert as_published(rows) == as_published(calm[0])
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_mid_training_and_the_next_one_have_the_curve_of_an_undisturbed_one(
+    tmp_path: Path,
+    packs: pa.Table,  # noqa: F811
+    calm: tuple[list[Row], dict[int, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    ray,
+) -> None:
+    """Every step's loss and count of tokens is that of its packs, so none is read twice and none is left out."""
+    monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
+    with pa.OSFile(str(tmp_path / "packs.arrow"), "wb") as sink, pa.ipc.new_file(sink, packs.schema) as writer:
+        writer.write_table(packs)
+    environment = os.environ | {"PYTHONPATH": str(REPO), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (tmp_path / "said").open("w") as said:
+        command = [sys.executable, "-m", "tests.faults.killed_driver", str(tmp_path)]
+        driver = subprocess.Popen(command, cwd=REPO, env=environment, stdout=said, stderr=said)
+    heard, deadline = tmp_path / "heard", time.monotonic() + 240
+    while not (any((tmp_path / "checkpoints").glob("*.json")) and heard.exists()):
+        assert driver.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()[-1500:]
+        time.sleep(0.05)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    before = dict(json.loads(line) for line in heard.read_text().splitlines())
+    again = FakeJob(tmp_path, {"packs": packs}, num_workers=2)
+    rows = list(STAGE.run(again))
+    after = dict(again.logged)
+    went_on = min(after)
+    assert went_on in (STAGE.checkpoint_every + 1, 2 * STAGE.checkpoint_every + 1), "it began anew"
+    assert set(before) | set(after) == set(calm[1]) and went_on <= max(before) + 1
+    for step, metrics in [*before.items(), *after.items()]:
+        assert metrics["loss"] == calm[1][step], step
+    assert as_published(rows) == as_published(calm[0])  # with the count of tokens of every checkpoint
 
 
 def counting(config: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """MLflow is a projection: it may be away, a driver may die before it tells, and the ledger makes it whole."""
 
 import signal
+from typing import ClassVar
 
 import pytest
 
@@ -8,7 +9,8 @@ from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger
 from infra.store import Store
 from infra.tracking import Tracker
-from pipelines.tell import Teller
+from pipelines.live import Curve
+from pipelines.tell import Teller, keep_for_telling
 from tests.conftest import plait
 
 
@@ -31,11 +33,25 @@ def toy(make_toy):
     return made
 
 
+def curve_of(tracker, run):
+    """(step, value) of every point of the toy job's metric in a run of MLflow, in their order."""
+    return sorted((m.step, m.value) for m in tracker.client.get_metric_history(run.info.run_id, "chars"))
+
+
+def runs_of(tracker, stage, status=None):
+    """MLflow's runs of a stage that are not deleted."""
+    found = tracker.client.search_runs([tracker.experiment], f"tags.`plait.stage` = '{stage}'")
+    return [run for run in found if status in (None, run.info.status)]
+
+
 def test_a_run_goes_on_without_mlflow_and_sync_makes_it_whole(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("pipelines.live.EVERY_S", 0.02)
+    toy.write("b.txt", "nap1")
     away = toy.run(tracker=lambda: Tracker("http://127.0.0.1:9", None, "plait"))
     assert {s["state"] for s in away.values()} == {"done"}
     assert len([n for n in toy.progress.notes if "plait sync" in n]) == 1
+    assert len([n for n in toy.progress.notes if "training goes on" in n]) == 1
     teller = Teller(Ledger(toy.root), Store(toy.root), lambda *_: {}, lambda: tracker_at(tmp_path))
     assert teller.sync() == (6, 0)
     assert teller.sync() == (0, 0)
@@ -45,6 +61,71 @@ def test_a_run_goes_on_without_mlflow_and_sync_makes_it_whole(toy, tmp_path, mon
     (parent,) = tracker.client.search_runs([tracker.experiment], "tags.`plait.pipeline` = 'toy'")
     children = tracker.client.search_runs([tracker.experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     assert len(children) == 6
+    (book,) = runs_of(tracker, "book")
+    assert [step for step, _ in curve_of(tracker, book)] == [1, 2, 3, 4]
+
+
+class Watched(Tracker):
+    """Remembers what MLflow has of the toy's job each time that something was shown."""
+
+    seen: ClassVar[list] = []
+
+    def show(self, of, points):
+        super().show(of, points)
+        (run,) = runs_of(self, "book", "RUNNING")
+        self.seen.append(curve_of(self, run))
+
+
+def test_mlflow_has_the_steps_of_a_job_while_it_goes_on_and_each_once_when_it_is_done(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.live.EVERY_S", 0.02)
+    monkeypatch.setattr(Watched, "seen", [])
+    toy.write("a.txt", " ".join(f"nap{number}" for number in range(9, 39)))
+    where = f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"), "plait"
+    tracker_at(tmp_path)  # the tables are made
+    toy.run(tracker=lambda: Watched(*where))
+    assert Watched.seen and 0 < len(Watched.seen[0]) < 30, "nothing was told before the end"
+    tracker = tracker_at(tmp_path)
+    (run,) = runs_of(tracker, "book")
+    assert run.info.status == "FINISHED" and "plait.live" not in run.data.tags
+    assert [step for step, _ in curve_of(tracker, run)] == list(range(1, 31))
+    assert not [name for name in toy.root.names("ledger/book") if "/curve." in name]
+
+
+def interrupted(toy, tracker, doubled):
+    """A curve whose driver was killed in the sixth step and whose next one went on from the fourth, told at the end.
+    Returns what a materialisation told."""
+    toy.run()
+    ledger = Ledger(toy.root)
+    (done,) = ledger.dones("book")
+    folder = ledger.folder("book", done["key"])
+    toy.root.delete(f"{folder.path}/metrics.{done['number']}")
+    for driver, steps in (("killed", range(1, 7)), (done["run_id"], range(5, 10))):
+        curve = Curve(folder, done["number"], driver, "toy", lambda: tracker_at(tracker), pytest.fail)
+        curve.__enter__()
+        for step in steps:
+            curve.add(step, {"chars": step + (0.5 if driver == "killed" else 0.0)})
+        curve._ended.set()
+        curve._look()
+    if doubled:
+        made = tracker_at(tracker)
+        (run,) = runs_of(made, "book", "RUNNING")
+        made.client.log_metric(run.info.run_id, "chars", 9.0, step=9)
+    keep_for_telling(folder, done["number"], curve.points(), {})
+
+
+@pytest.mark.parametrize("doubled", [False, True], ids=["as-shown", "doubled-in-mlflow"])
+def test_steps_told_by_a_killed_driver_and_by_the_next_one_are_there_once(toy, tmp_path, doubled):
+    interrupted(toy, tmp_path, doubled)
+    tracker = tracker_at(tmp_path)
+    (shown,) = runs_of(tracker, "book", "RUNNING")
+    teller = Teller(Ledger(toy.root), Store(toy.root), lambda *_: {}, lambda: tracker_at(tmp_path))
+    assert teller.sync() == (6, 0) and teller.sync() == (0, 0)
+    teller.end("FINISHED")
+    (run,) = runs_of(tracker, "book")
+    assert run.info.status == "FINISHED" and (run.info.run_id == shown.info.run_id) is not doubled
+    assert curve_of(tracker, run) == [(s, s + (0.5 if s <= 6 else 0.0)) for s in range(1, 10)]
+    (parent,) = tracker.client.search_runs([tracker.experiment], "tags.`plait.run_id` = 'killed'")
+    assert run.data.tags["mlflow.parentRunId"] != parent.info.run_id, "it is the run's that ended it"
 
 
 @pytest.mark.slow

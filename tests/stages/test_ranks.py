@@ -18,7 +18,7 @@ import torch
 
 from models.any_to_any import AnyToAny, load_model
 from stages.base import Training
-from stages.train.saver import TRAINER_FILE
+from stages.train.checkpoint import TRAINER_FILE
 from tests.conftest import REPO
 from tests.stages.fake_job import checkpoints_of
 from tests.stages.test_train import STAGE, loader_of, packs  # noqa: F401 - a fixture

@@ -19,9 +19,9 @@ from models.layout import Format
 from models.recipe import Parts
 from stages.train.loader import Joined, Loader
 from stages.train.phases import learning_rate, stretch_at, stretches
-from stages.train.prefetch import Prefetch
 from stages.train.stream import Stream
 from stages.train.train import Model
+from stages.workers.prefetch import Prefetch
 from tests.stages import test_pack_recipes as recipes
 from tests.stages.fake_job import FakeJob, FakeReader, table_of
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch.distributed as dist
 
 from infra.types import UserError
 from models.tokenizers.interface import load_tokenizer
-from stages.tokenizer import loop
+from stages.base import Training
+from stages.tokenizer import learner, loop
 from stages.tokenizer.samples import Samples
 from stages.tokenizer.tokenizer import Tokenizer
 from stages.workers.pulse import Pulse
@@ -40,11 +42,16 @@ class Ear:
     steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     blamed: str = ""
+    notes: list[str] = field(default_factory=list)
     dies_at: int = 10**9
 
     @property
     def blame(self) -> Any:
         return self
+
+    @property
+    def note(self) -> Any:
+        return SimpleNamespace(remote=self.notes.append)
 
     @property
     def add(self) -> Any:
@@ -88,6 +95,7 @@ def train(stage: Tokenizer, job: FakeJob, dies_at: int = 10**9, every: int = 5, 
         "checkpoints": job.checkpoints,
         "sink": ear,
         "pulse": pulse(ear, 0),
+        "training": Training(),
     }
     loop.train_worker(config | {"log_every": every})
     return ear
@@ -141,6 +149,34 @@ def test_what_does_not_decode_is_rejected_with_the_reason_and_others_take_its_pl
     assert all("cannot be decoded" in reason for reason in job.rejected.values())
 
 
+def damage(folder: Path, name: str) -> None:
+    """Flip a bit of the newest file of this name."""
+    path = max(folder.rglob(name), key=lambda path: path.stat().st_mtime_ns)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "tokenizer.safetensors"])
+def test_a_damaged_file_is_set_aside_and_training_goes_on_from_the_checkpoint_before_to_the_same_weights(
+    file: str, tmp_path: Path, clips: pa.Table, alone: None
+) -> None:
+    stage = dataclasses.replace(STAGE, phases={"all": 6}, checkpoint_every=2, batch=4)
+    whole, broken = (FakeJob(tmp_path / name, {"clips": clips}) for name in ("whole", "broken"))
+    train(stage, whole)
+    with pytest.raises(KilledError):
+        train(stage, broken, dies_at=6, every=1)
+    assert [one.step for one in broken.checkpoints.all()] == [2, 4]
+    damage(tmp_path / "broken", file)
+    ear = train(stage, broken, every=1)
+    (note,) = ear.notes
+    assert f"{file} is damaged" in note and "step 4 is left out, training goes on from the one before" in note
+    assert [step for step, _ in ear.steps] == [3, 4, 5, 6] and not ear.blamed
+    assert [one.step for one in broken.checkpoints.all()] == [2, 4, 6]
+    rows = [next(iter(stage.run(job))) for job in (whole, broken)]
+    assert rows[0]["files_sha256"] == rows[1]["files_sha256"]
+
+
 class Wish(Pulse):
     """Hears the wish to stop in a certain step."""
 
@@ -180,8 +216,7 @@ def test_an_error_that_is_no_number_names_rank_step_and_clip(
     job = FakeJob(tmp_path, {"clips": clips})
     ear = train(STAGE, job)
     samples = Samples(FakeReader(clips), STAGE, (1, 8))
-    samples.batch(0, 0, 1)
-    key = clips["key"][samples.rows[3]].as_py().hex()[:12]
+    key = clips["key"][samples.batch(0, 0, 1).rows[3]].as_py().hex()[:12]
     assert ear.blamed.startswith("the error of step 1 is not finite, rank 0, ") and f"why --row {key}" in ear.blamed
     assert job.checkpoints.latest() is None
 
@@ -204,19 +239,19 @@ class CountingReader(FakeReader):
 def test_samples_are_a_function_of_the_step_and_no_held_out_clip_is_one(clips: pa.Table) -> None:
     reader = CountingReader(clips)
     samples = Samples(reader, STAGE, (1, 8))
-    whole = [samples.batch(step, 0, 1) for step in range(12)]
+    whole = [samples.batch(step, 0, 1).pixels for step in range(12)]
     assert not any(clips["held_out"][row].as_py() for row in reader.read) and len(reader.read) > 10
     for world_size in (2, 4):
         parts = Samples(FakeReader(clips), STAGE, (1, 8))
         for step in (3, 7):
-            shares = [parts.batch(step, rank, world_size) for rank in range(world_size)]
+            shares = [parts.batch(step, rank, world_size).pixels for rank in range(world_size)]
             assert np.array_equal(np.stack(shares, 1).reshape(whole[step].shape), whole[step])
 
 
 def test_a_sample_of_a_film_is_neighbouring_frames_and_a_still_is_repeated(clips: pa.Table) -> None:
     stage = dataclasses.replace(STAGE, frames_per_sample=2, frames_per_clip=4)
     samples = Samples(FakeReader(clips), stage, (2, 8))
-    batch = np.concatenate([samples.batch(step, 0, 1) for step in range(10)])
+    batch = np.concatenate([samples.batch(step, 0, 1).pixels for step in range(10)])
     assert batch.shape == (80, 2, 32, 32, 3)
     stills = [np.array_equal(one[0], one[1]) for one in batch]
     assert 0 < sum(stills) < 80
@@ -237,7 +272,7 @@ def test_two_workers_train_the_tokenizer_of_one(tmp_path: Path, clips: pa.Table,
 
 
 def test_latents_of_workers_come_in_the_order_of_the_samples(tmp_path: Path) -> None:
-    assert torch.equal(loop.in_order(torch.arange(6).view(3, 2), 1), torch.arange(6).view(3, 2))
+    assert torch.equal(learner.in_order(torch.arange(6).view(3, 2), 1), torch.arange(6).view(3, 2))
 
 
 def test_wrong_phases_and_missing_weights_are_one_sentence() -> None:

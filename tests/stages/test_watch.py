@@ -116,10 +116,10 @@ def test_the_sink_ends_processes_and_not_their_successors() -> None:
 def test_a_pulse_times_steps() -> None:
     pulse = Pulse(None, 0)
     for step in (4, 5, 6):
-        pulse.at(step, "loading", [step])
+        pulse.at(step, "loading")
         time.sleep(0.01)
         pulse.at(step, "computing")
-    assert pulse._now[:3] == (6, "computing", ()) and len(pulse._steps_s) == 2 and min(pulse._steps_s) >= 0.01
+    assert pulse._now[:2] == (6, "computing") and len(pulse._steps_s) == 2 and min(pulse._steps_s) >= 0.01
     assert pulse.wish() == 0.0
 
 
