@@ -159,10 +159,11 @@ def _services(made: Any, source: Any, progress: Any) -> Any:
     command = without_secrets(shlex.join(["plait", *sys.argv[1:]]))
     again = f"run `{command}` again"
     can_grow = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
-    return Services(made.root, source, ray, lambda: _tracker(made), _cards, progress, again, can_grow)
+    return Services(made.root, source, ray, lambda: tracker_of(made), _cards, progress, again, can_grow)
 
 
-def _tracker(made: Any) -> Any:
+def tracker_of(made: Any) -> Any:
+    """MLflow as this run tells it; None where it is off."""
     if not made.config.tracking.enabled:
         return None
     from infra.tracking import Tracker
@@ -186,7 +187,7 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
     from pipelines.tell import Teller
 
     made = setup(overrides)
-    teller = Teller(Ledger(made.root), Store(made.root), _cards, lambda: _tracker(made))
+    teller = Teller(Ledger(made.root), Store(made.root), _cards, lambda: tracker_of(made))
     told, untold = teller.sync()
     teller.end("FINISHED")
     if untold:
@@ -194,23 +195,6 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
     show.out(as_json).print(f"MLflow was told of {told} materialisations; it knows all of them now.")
     if as_json:
         show.emit({"told": told, "untold": untold})
-
-
-def doctor(overrides: Sequence[str], as_json: bool) -> None:
-    """Examine the surroundings; exit code 1 where something is wrong."""
-    from pipelines import doctor as examiner
-    from pipelines.cli.compose import setup, source_of
-
-    made = setup(overrides)
-    show.keep_stdout()
-    source = source_of(made) if made.config.source else None
-    findings = examiner.examine(made.root, source, lambda: _tracker(made), made.config.cluster.address)
-    lines = [[f.what, "ok" if f.ok else "WRONG", f.said] for f in findings]
-    show.out(as_json).print(show.table("Doctor", ("what", "", "found"), lines, left=3))
-    if as_json:
-        show.emit({"ok": all(f.ok for f in findings), "checks": [dataclasses.asdict(f) for f in findings]})
-    if not all(f.ok for f in findings):
-        raise SystemExit(1)
 
 
 def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as_json: bool) -> None:
@@ -251,7 +235,7 @@ def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as
 def _taint(made: Any, standing: Any, found: Any) -> None:
     """Tag the logged models of tainted checkpoints, where MLflow knows them."""
     told = [standing.told(done) for dones in standing.all.values() for done in dones]
-    tracker = _tracker(made) if any(t and t.get("models") for t in told) else None
+    tracker = tracker_of(made) if any(t and t.get("models") for t in told) else None
     if tracker:
         tracker.taint(found.checkpoints, f"was trained on {', '.join(found.labels)}, which was taken down")
 
