@@ -13,11 +13,14 @@ Credentials come from the environment only and are in no attribute of these clas
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.types import UserError
+
+CLEAR_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Bucket:
     """Objects under one prefix. Names are relative, with forward slashes, and cannot leave the prefix."""
 
     uri: str
+    page_names: int = 1000
+    """Names that a request of a listing asks for, where a listing is made of requests."""
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Put `data` unless the name exists; whether what is there now is ours."""
@@ -56,8 +61,13 @@ class Bucket:
         """Remove an object; none is fine."""
         raise NotImplementedError
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """Every object below a folder, in no promised order."""
+    def clear(self, prefix: str) -> None:
+        """Remove all objects below a folder, and the folder."""
+        with ThreadPoolExecutor(CLEAR_THREADS) as threads:
+            list(threads.map(self.delete, self.names(prefix)))
+
+    def entries(self, prefix: str = "", after: str = "") -> Iterator[Entry]:
+        """Every object below a folder, in the order of their names as UTF-8; those behind `after`, to go on there."""
         raise NotImplementedError
 
     def listing(self) -> Iterator[Entry]:
@@ -79,6 +89,10 @@ class Bucket:
     def part(self, name: str, offset: int, size_bytes: int, target: Path) -> None:
         """Write `size_bytes` of the object from `offset` on to a local file, fewer where it ends before; only these
         bytes travel. FileNotFoundError where there is no such object."""
+        raise NotImplementedError
+
+    def below(self, name: str) -> Bucket:
+        """The same store, at a folder."""
         raise NotImplementedError
 
     def url(self, name: str) -> str:

@@ -91,28 +91,41 @@ class LocalBucket(Bucket):
         """See Bucket."""
         (self.folder / checked(name)).unlink(missing_ok=True)
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
+    def clear(self, prefix: str) -> None:
+        """See Bucket."""
+        shutil.rmtree(self.folder / checked(prefix), ignore_errors=True)
+
+    def entries(self, prefix: str = "", after: str = "") -> Iterator[Entry]:
         """See Bucket; hidden files (temporary ones of ours among them) and what is no file are no objects."""
-        return (entry for entry in self._walk(prefix) if not entry.left_out)
+        start = self.folder / checked(prefix) if prefix else self.folder
+        found = (entry for entry in self._walk(start) if not entry.left_out)
+        return (entry for entry in found if entry.path.encode() > after.encode()) if after else found
 
     def listing(self) -> Iterator[Entry]:
         """See Bucket. A link to a file is that file; a link to a folder is not followed, so no loop can be entered."""
-        return self._walk("")
+        return self._walk(self.folder)
 
-    def _walk(self, prefix: str) -> Iterator[Entry]:
-        start = self.folder / checked(prefix) if prefix else self.folder
-        for folder, folders, files in os.walk(start, onerror=_unreadable):
-            for name in sorted([*folders, *files]):
-                path = Path(folder, name)
-                why = _why_no_object(path, name in folders)
-                if why and name in folders:
-                    folders.remove(name)
-                if not why and name in folders:
-                    continue
-                stat = None if why else path.stat()
-                size, stamp = (stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ctime_ns}") if stat else (0, why)
-                yield Entry(_readable(path.relative_to(self.folder).as_posix()), size, stamp, why)
-            folders.sort()
+    def _walk(self, folder: Path) -> Iterator[Entry]:
+        """What is below a folder, by name: a folder stands where its name with a slash would."""
+        try:
+            with os.scandir(folder) as found:
+                children = [(_readable(child.name), child.is_dir(), child) for child in found]
+        except OSError as error:
+            _unreadable(error)
+            return
+        for _, is_folder, child in sorted(children, key=lambda c: f"{c[0]}/".encode() if c[1] else c[0].encode()):
+            path = Path(child.path)
+            why = _why_no_object(path, is_folder)
+            if is_folder and not why:
+                yield from self._walk(path)
+                continue
+            stat = None if why else path.stat()
+            size, stamp = (stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ctime_ns}") if stat else (0, why)
+            yield Entry(_readable(path.relative_to(self.folder).as_posix()), size, stamp, why)
+
+    def below(self, name: str) -> LocalBucket:
+        """See Bucket."""
+        return type(self)(self.folder / checked(name))
 
     def size(self, name: str) -> int | None:
         """See Bucket."""

@@ -7,13 +7,17 @@ import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute
 
-from infra.bucket import Bucket, UnsafeNameError
+from infra.bucket import Bucket, Entry, UnsafeNameError
 from infra.types import BadRow, TransientError, UserError
+
+pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
 RELIST = "run again, without --only or --from, so that it is listed anew"
 SCHEMA = pa.schema(
@@ -25,6 +29,9 @@ SCHEMA = pa.schema(
         ("left_out", pa.string()),
     ]
 )
+ORDER = "order"
+BATCH_NAMES = 1 << 16
+"""Names that are held as Python objects at a time: as columns they take a fifth of the memory."""
 
 
 def list_source(source: Bucket, limit: int | None = None, exclude: str = "") -> pa.Table:
@@ -34,20 +41,33 @@ def list_source(source: Bucket, limit: int | None = None, exclude: str = "") -> 
     `exclude` is the root, which may lie inside the source: plait does not eat what it wrote.
     """
     inside = f"{exclude.removeprefix(source.uri).strip('/')}/" if exclude.startswith(source.uri + "/") else None
-    entries = [e for e in source.listing() if inside is None or not e.path.startswith(inside)]
-    rows = [(_hash(e.path), _hash(e.path, str(e.size_bytes), e.stamp), e) for e in entries]
-    if all(e.left_out for _, _, e in rows):
+    entries = (e for e in source.listing() if inside is None or not e.path.startswith(inside))
+    batches: list[pa.Table] = []
+    has_file = False
+    while some := list(islice(entries, BATCH_NAMES)):
+        has_file = has_file or not all(e.left_out for e in some)
+        batches.append(_first(_columns(some), limit))
+    if not has_file:
         raise UserError(f"the source {source.uri} holds no file: give source=DIR or source=s3://bucket/prefix")
-    rows.sort(key=lambda row: row[0])
-    rows = rows[:limit]
+    return _first(pa.concat_tables(batches), limit).drop_columns(ORDER).combine_chunks()
+
+
+def _columns(entries: list[Entry]) -> pa.Table:
     columns = [
-        [key for _, key, _ in rows],
-        [e.path for _, _, e in rows],
-        [e.size_bytes for _, _, e in rows],
-        [e.stamp for _, _, e in rows],
-        [e.left_out for _, _, e in rows],
+        [_hash(e.path, str(e.size_bytes), e.stamp) for e in entries],
+        [e.path for e in entries],
+        [e.size_bytes for e in entries],
+        [e.stamp for e in entries],
+        [e.left_out for e in entries],
     ]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return table.append_column(ORDER, pa.array([_hash(e.path) for e in entries], pa.binary()))
+
+
+def _first(table: pa.Table, limit: int | None) -> pa.Table:
+    """The first rows by H(path)."""
+    at = pc.sort_indices(table[ORDER])
+    return table.take(at if limit is None else at.slice(0, limit))
 
 
 def _hash(*parts: str) -> bytes:

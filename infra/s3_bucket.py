@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from infra import requests
 from infra.bucket import Bucket, Entry, checked
 from infra.types import TransientError, UserError, without_secrets
 from infra.world import wait
@@ -53,7 +54,9 @@ class S3Bucket(Bucket):
             read_timeout=60,
             max_pool_connections=32,
         )
-        return boto3.client("s3", endpoint_url=self.endpoint, region_name=self.region, config=config)
+        client = boto3.client("s3", endpoint_url=self.endpoint, region_name=self.region, config=config)
+        requests.watch(client)
+        return client
 
     def _call(self, verb: str, name: str, **arguments: Any) -> Any:
         """One request; one whose reply was cut off is sent again, since boto3 does not: a put may be our own then."""
@@ -147,13 +150,13 @@ class S3Bucket(Bucket):
         """See Bucket."""
         self._call("delete_object", name, Key=self._key(name))
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """See Bucket; a thousand names a request."""
+    def entries(self, prefix: str = "", after: str = "") -> Iterator[Entry]:
+        """See Bucket; a page a request, and no more than a page in memory."""
         start = f"{self._key(prefix)}/" if prefix else (f"{self.prefix}/" if self.prefix else "")
         cut = len(self.prefix) + 1 if self.prefix else 0
-        token: dict[str, str] = {}
+        token = {"StartAfter": self._key(after)} if after else {}
         while True:
-            page = self._call("list_objects_v2", prefix, Prefix=start, **token)
+            page = self._call("list_objects_v2", prefix, Prefix=start, MaxKeys=self.page_names, **token)
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):
                     yield Entry(item["Key"][cut:], item["Size"], item["ETag"].strip('"'))
@@ -195,6 +198,10 @@ class S3Bucket(Bucket):
         except ClientError as error:
             if error.response["Error"]["Code"] != "InvalidRange":  # it begins behind the object's end
                 raise FileNotFoundError(f"{self.uri}/{name}") from error
+
+    def below(self, name: str) -> S3Bucket:
+        """See Bucket."""
+        return S3Bucket(self.url(name), self.endpoint, self.region, self.num_retries)
 
     def date(self) -> str:
         """What time the store says it is, as an HTTP date."""

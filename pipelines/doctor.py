@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import importlib.metadata
 import os
 import shutil
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra import conformance
 from infra.bucket import Bucket
+from infra.conformance import Finding
 from infra.folder_bucket import LocalBucket
-from infra.s3_bucket import S3Bucket
 from infra.types import PlaitError, without_secrets
 
-MAX_SKEW_S = 5.0
 MIN_FREE_BYTES = 2 << 30
-RACERS = 8
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    ok: bool
-    said: str
 
 
 def examine(root: Bucket, source: Bucket | None, tracker: Callable[[], Any], address: str | None) -> list[Finding]:
@@ -38,7 +23,7 @@ def examine(root: Bucket, source: Bucket | None, tracker: Callable[[], Any], add
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", _packages),
         ("conditional put", lambda: _one_winner(root)),
-        ("clock", lambda: _clock(root)),
+        ("clock", lambda: conformance.clock(root)),
         ("disk", lambda: _disk(root)),
         ("source", lambda: _source(source)),
         ("MLflow", lambda: _mlflow(tracker)),
@@ -70,31 +55,12 @@ def _packages() -> str:
 
 
 def _one_winner(root: Bucket) -> str:
-    """Many writers of one name: exactly one may win, or nothing here can be trusted."""
-    name = f"doctor/{time.time_ns()}-{os.urandom(4).hex()}"
-    bodies = [f"writer {i} {os.urandom(8).hex()}".encode() for i in range(RACERS)]
-    with ThreadPoolExecutor(RACERS) as pool:
-        wins = list(pool.map(lambda body: root.put_if_absent(name, body), bodies))
-    root.delete(name)
-    if wins.count(True) != 1:
-        raise PlaitError(f"{root.uri} let {wins.count(True)} of {RACERS} writers of one name win: use a store with conditional puts (If-None-Match)")  # fmt: skip  # noqa: E501
-    return f"one of {RACERS} racing writers won at {root.uri}"
-
-
-def _clock(root: Bucket) -> str:
-    """The store's clock against ours: heartbeats and the age of runs are read by it."""
-    if isinstance(root, S3Bucket):
-        date = root.date()
-        skew = abs((email.utils.parsedate_to_datetime(date) - datetime.datetime.now(datetime.UTC)).total_seconds())
-    else:
-        name = f"doctor/clock-{os.urandom(4).hex()}"
-        root.put(name, b"")
-        with root.local(name) as path:
-            skew = abs(path.stat().st_mtime - time.time())
-        root.delete(name)
-    if skew > MAX_SKEW_S:
-        raise PlaitError(f"the clock here is {skew:.0f} s from that of {root.uri}: set it by NTP")
-    return f"within {max(1.0, skew):.0f} s of the store's"
+    """The one promise that everything stands on; `--storage` looks at the rest."""
+    place = f"doctor/{os.urandom(8).hex()}"
+    try:
+        return f"{conformance.one_winner(root.below(place))} at {root.uri}"
+    finally:
+        root.clear(place)
 
 
 def _disk(root: Bucket) -> str:

@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -178,9 +179,17 @@ def plait(
 def s3_endpoint():
     """An S3 store on loopback with the bucket `plait`; credentials are in the environment, as they must be."""
     import boto3
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     os.environ |= S3_CREDENTIALS
+    lock, put_object = threading.Lock(), S3Response.put_object
+
+    def one_at_a_time(response):  # moto looks first and puts then: of two racing writers both would win
+        with lock:
+            return put_object(response)
+
+    S3Response.put_object = one_at_a_time
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -188,3 +197,4 @@ def s3_endpoint():
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="plait")
     yield endpoint
     server.stop()
+    S3Response.put_object = put_object

@@ -15,7 +15,7 @@ from infra.types import PlaitError, UserError
 from pipelines.ask import DEFAULT_LAG
 from pipelines.cli import evaluate as evaluation
 from pipelines.cli import export as out
-from pipelines.cli import going, look, work
+from pipelines.cli import going, health, look, work
 
 app = typer.Typer(
     add_completion=False,
@@ -175,9 +175,16 @@ def export(
 
 
 @app.command()
-def doctor(overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
+def doctor(
+    overrides: Overrides = None,
+    storage: Annotated[
+        bool, typer.Option("--storage", help="Try out all that plait needs of the store at the root, and that alone.")
+    ] = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
     """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
-    work.doctor([*(overrides or []), *work.at(address)], json)
+    health.doctor([*(overrides or []), *work.at(address)], storage, json)
 
 
 @app.command()

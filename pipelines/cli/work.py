@@ -148,23 +148,6 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
         show.emit({"told": told, "untold": untold})
 
 
-def doctor(overrides: Sequence[str], as_json: bool) -> None:
-    """Examine the surroundings; exit code 1 where something is wrong."""
-    from pipelines import doctor as examiner
-    from pipelines.cli.compose import setup, source_of
-
-    made = setup(overrides)
-    show.keep_stdout()
-    source = source_of(made) if made.config.source else None
-    findings = examiner.examine(made.root, source, lambda: tracker_of(made), made.config.cluster.address)
-    lines = [[f.what, "ok" if f.ok else "WRONG", f.said] for f in findings]
-    show.out(as_json).print(show.table("Doctor", ("what", "", "found"), lines, left=3))
-    if as_json:
-        show.emit({"ok": all(f.ok for f in findings), "checks": [dataclasses.asdict(f) for f in findings]})
-    if not all(f.ok for f in findings):
-        raise SystemExit(1)
-
-
 def forget(target: str, overrides: Sequence[str], dry_run: bool, purge: bool, as_json: bool) -> None:
     """Deny, drop, report, and with `purge` remove the bytes."""
     from pipelines import forget as takedowns

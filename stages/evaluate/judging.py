@@ -1,22 +1,23 @@
-"""What every judging stage shares: rows of answers and of verdicts. Not a stage."""
+"""What every judging stage shares: rows of answers, judges, rows of verdicts. Not a stage."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from stages.base import Row
+from stages.base import BadRow, Outcome, Row
+from stages.evaluate.judge import Answer, Judge
 from stages.evaluate.suite import Judged, Question, Verdict
 from stages.evaluate.suites import suite_of
 
 ANSWER_COLUMNS = (
-    "files_sha256", "training", "step", "question", "index", "suite", "task", "prompt", "about", "asks", "evidence",
-    "media", "text",
+    "files_sha256", "training", "step", "question", "index", "suite", "task", "prompt", "about", "evidence", "media",
+    "text",
 )  # fmt: skip
 _PASSED_ON = ("files_sha256", "training", "step", "question", "index", "suite", "task", "prompt")
 VERDICT_COLUMNS = ("files_sha256", "question", "index", "suite", "task", "judge", "score", "parts", "features")
@@ -40,12 +41,31 @@ VERDICT_SCHEMA = pa.schema(
 JSON."""
 
 
-def verdict_row(answer: Row, evidence: Mapping[str, Any], judge: str) -> Row:
-    """The verdict of the answer's suite on this evidence."""
-    question = Question(prompt=answer["prompt"], task=answer["task"], about=json.loads(answer["about"]))
-    verdict = suite_of(answer["suite"]).verdict(question, evidence)
+def verdicts_of(rows: Sequence[Row], judge: Judge) -> list[Outcome]:
+    """What a judge finds in answers, and what their suites make of it."""
+    answers = [_answer(row) for row in rows]
+    return [
+        found if isinstance(found, BadRow) else [_verdict(row, answer.question, found, judge.name)]
+        for row, answer, found in zip(rows, answers, judge.evidence(answers), strict=True)
+    ]
+
+
+def _answer(row: Row) -> Answer:
+    from stages.evaluate.answering import shown
+
+    return Answer(
+        question=Question(prompt=row["prompt"], task=row["task"], about=json.loads(row["about"])),
+        name=row["question"],
+        index=row["index"],
+        frames=None if row["media"] is None else shown(row["media"]),
+        text=row["text"],
+    )
+
+
+def _verdict(row: Row, question: Question, evidence: Mapping[str, Any], judge: str) -> Row:
+    verdict = suite_of(row["suite"]).verdict(question, evidence)
     return {
-        **{name: answer[name] for name in _PASSED_ON},
+        **{name: row[name] for name in _PASSED_ON},
         "judge": judge,
         "score": None if math.isnan(verdict.score) else verdict.score,
         "parts": json.dumps(verdict.parts, sort_keys=True),

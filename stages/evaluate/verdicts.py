@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from stages.base import BadRow, Edge, Outcome, Row, RowStage
-from stages.evaluate.judging import ANSWER_COLUMNS, VERDICT_SCHEMA, verdict_row
+from stages.base import Edge, Kit, Outcome, Row, RowStage
+from stages.evaluate.judge import Itself, Judge
+from stages.evaluate.judging import ANSWER_COLUMNS, VERDICT_SCHEMA, verdicts_of
 from stages.evaluate.suites import revisions
 
 
@@ -17,8 +19,8 @@ from stages.evaluate.suites import revisions
 class Verdicts(RowStage):
     """One verdict per answer whose evidence this machine can find by itself.
 
-    pixels, words   the answer itself, nothing but arithmetic: the judge is called arithmetic
-    objects         of a detector without weights, which knows the shapes of the sample corpus: pixels@REVISION
+    pixels, words   the answer itself, nothing but arithmetic: the judge is called "measured"
+    objects         of a detector without weights, which knows the shapes of the sample corpus: "pixels@REVISION"
     """
 
     writes: ClassVar[str] = "verdicts"
@@ -33,25 +35,13 @@ class Verdicts(RowStage):
 
         return super().settings() | {"suites": revisions(), "detector": f"pixels@{REVISION}"}
 
+    def setup(self, kit: Kit) -> dict[str, Judge]:
+        """Judges by the evidence that they give."""
+        from stages.evaluate.judge_pixels import PixelDetector
+
+        return {"pixels": Itself("pixels"), "words": Itself("words"), "objects": PixelDetector()}
+
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
-        """Answer by answer."""
-        return [self._judged(row) for row in rows]
-
-    def _judged(self, row: Row) -> Outcome:
-        evidence, judge = _evidence(row)
-        return [verdict_row(row, evidence, judge)]
-
-
-def _evidence(row: Row) -> tuple[Mapping[str, Any], str]:
-    from stages.evaluate.answering import shown
-
-    if row["evidence"] == "words":
-        return {"text": row["text"]}, "arithmetic"
-    if row["media"] is None:
-        raise BadRow("It is a text, and its suite judges pictures: correct what the suite asks.")
-    frames_THW3 = shown(row["media"])
-    if row["evidence"] == "pixels":
-        return {"frames": frames_THW3}, "arithmetic"
-    from stages.evaluate.detector_pixels import REVISION, detected
-
-    return detected(frames_THW3[0]), f"pixels@{REVISION}"
+        """Answers of one kind together."""
+        kinds = groupby(rows, key=lambda row: row["evidence"])
+        return [outcome for kind, alike in kinds for outcome in verdicts_of(list(alike), tools[kind])]

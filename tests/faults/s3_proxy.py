@@ -28,16 +28,18 @@ class S3Proxy(ThreadingHTTPServer):
     cut        the reply's body ends half-way in a reset (reads only)
     dribble    the reply's body comes in a few late pieces (reads only)
 
+    `ignores` names headers (lower case) that the store never hears of: a store without what they ask for.
     `down_after` requests the store is gone: every connection is reset until `down_after` is None again.
     """
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, store: str, rates: dict[str, float], seed: int = 0) -> None:
+    def __init__(self, store: str, rates: dict[str, float], seed: int = 0, ignores: tuple[str, ...] = ()) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.store = urlsplit(store)
         self.rates = rates
+        self.unheard = {*HOP, *ignores}
         self.random = random.Random(seed)
         self.lock = threading.Lock()
         self.num_requests = 0
@@ -74,6 +76,9 @@ class S3Proxy(ThreadingHTTPServer):
                 at -= rate
         return None
 
+    def note(self, method: str, path: str) -> None:
+        """What was asked for; nobody looks."""
+
     def shutdown_request(self, request: socket.socket) -> None:
         """Closed without a farewell, so that a linger of zero is a reset."""
         self.close_request(request)
@@ -91,6 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _one(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.note(self.command, self.path)
         fault = self.server.draw(self.command, self.headers.get("User-Agent", ""))
         if fault in CODES:
             self._answer(int(fault), {"Content-Type": "application/xml"}, ERROR.format(CODES[fault]).encode())
@@ -106,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes, str]:
         """The store's own answer: status, headers, body, and the length that it gave."""
         there = http.client.HTTPConnection(self.server.store.hostname or "", self.server.store.port, timeout=30)
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in self.server.unheard}
         try:
             there.request(self.command, self.path, body, headers)
             reply = there.getresponse()
