@@ -67,8 +67,8 @@ class _One:
 
 
 def sample(found: Subject, wish: Wish, seen: Seen | None = None) -> dict[str, Any]:
-    """Draw all, write the files, a sheet and samples.json; what that says. `seen` gets what there is of each batch, with
-    the names of its files, as it is drawn."""
+    """Draw all, write the files, a sheet and samples.json; what that says. `seen` gets what there is of each batch,
+    with the names of its files, as it is drawn."""
     from models.generate.choosing import Sampling
 
     try:
