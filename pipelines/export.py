@@ -32,7 +32,7 @@ def export(standing: Standing, target: str, folder: Path, layout: str | None = N
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty: give a folder that is new or empty")
-    done, row = _checkpoint(standing, target)
+    done, row = checkpoint_of(standing, target)
     made = folder.resolve().parent / f".{folder.resolve().name}.{os.getpid()}"
     made.mkdir(parents=True)
     try:
@@ -47,7 +47,7 @@ def export(standing: Standing, target: str, folder: Path, layout: str | None = N
     return note
 
 
-def _checkpoint(standing: Standing, target: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+def checkpoint_of(standing: Standing, target: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """The materialisation of a checkpoint, and step, manifest and manifest_sha256; of a dataset its last one."""
     found = Finder(standing).find(target)
     snapshot = snapshot_of(found.done)
@@ -93,7 +93,7 @@ def _text_tokenizer(standing: Standing, done: Mapping[str, Any], digest: str, fo
 
     The class beside it keeps transformers from rebuilding the splitting rules of the layout's usual tokenizer.
     """
-    for manifest, sha256 in _manifests_above(standing, done):
+    for _, manifest, sha256 in manifests_above(standing, done):
         files = read_manifest(standing.root, manifest, sha256)[1]["files"]
         if files.get(_TOKENIZER_FILE, {}).get("sha256") == digest:
             with tempfile.TemporaryDirectory(prefix="plait-export-") as name:
@@ -104,8 +104,9 @@ def _text_tokenizer(standing: Standing, done: Mapping[str, Any], digest: str, fo
     return None
 
 
-def _manifests_above(standing: Standing, done: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and SHA-256 of every checkpoint among what a materialisation was made of, nearest first."""
+def manifests_above(standing: Standing, done: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Dataset, name and SHA-256 of every checkpoint among what a materialisation was made of, nearest and
+    latest first."""
     front, seen = [done], set()
     while front:
         given = [standing.of_input(g) for d in front for g in d["inputs"].values()]
@@ -117,5 +118,7 @@ def _manifests_above(standing: Standing, done: Mapping[str, Any]) -> Iterator[tu
             seen.add(mark)
             snapshot = snapshot_of(before)
             if "manifest" in standing.store.open(snapshot).schema.names:
-                table = standing.store.scan(snapshot, ["manifest", "manifest_sha256"])
-                yield from zip(table["manifest"].to_pylist(), table["manifest_sha256"].to_pylist(), strict=True)
+                table = standing.store.scan(snapshot, ["step", "manifest", "manifest_sha256"])
+                table = table.sort_by([("step", "descending")])
+                for row in table.to_pylist():
+                    yield before["dataset"], row["manifest"], row["manifest_sha256"]

@@ -122,10 +122,10 @@ def painted(tokenizer: VisionTokenizer, drawn: Tensor, grids: Grids) -> NDArray[
 
 def picture_of(drawn: Tensor, asked: Asked) -> Picture:
     """What was drawn, codes (n) or latents (n, C), as a part of a document."""
-    said = {"fps": asked.fps, "duration_s": asked.duration_s}
+    pace = asked.fps, asked.duration_s
     if drawn.is_floating_point():
-        return Picture(grids=asked.grids, vectors=drawn.half().numpy(), **said)
-    return Picture(grids=asked.grids, ids=drawn.numpy(), **said)
+        return Picture(grids=asked.grids, vectors=drawn.half().numpy(), fps=pace[0], duration_s=pace[1])
+    return Picture(grids=asked.grids, ids=drawn.numpy(), fps=pace[0], duration_s=pace[1])
 
 
 def _partly(tokenizer: VisionTokenizer, drawn: Tensor, grids: Grids, count: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ object; all else goes to standard error.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -16,6 +17,7 @@ from pipelines.ask import DEFAULT_LAG
 from pipelines.cli import evaluate as evaluation
 from pipelines.cli import export as out
 from pipelines.cli import going, health, look, work
+from pipelines.cli import sample as drawn
 
 app = typer.Typer(
     add_completion=False,
@@ -172,6 +174,43 @@ def export(
 ) -> None:
     """Write a checkpoint as transformers reads it, with a note of what it came from."""
     out.export(target, folder, overrides or [], kind, layout, json)
+
+
+@app.command()
+def sample(  # noqa: PLR0913, PLR0917 - a flag each
+    target: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="model, a checkpoint's name, or a folder.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Prompts, then overrides.")] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="Samples of each prompt.")] = 1,
+    folder: Annotated[Path, typer.Option("--out", help="Where the files go.")] = Path("samples"),
+    negative: Annotated[str, typer.Option(help="What guidance steers away from; unset: from no words.")] = "",
+    guidance: Annotated[float, typer.Option(help="1: none.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Ids that compete; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="The likeliest ids of this share compete.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Of drawing latents out of noise.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first sample; the next ones count on.")] = 0,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels of a side; unset: as the packs had most.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a film.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Say what this picture shows; the prompt is a question.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Go on with this film.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Go on with the prompt: text, and pictures if it likes.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of text.")] = 128,
+    fps: Annotated[float, typer.Option(min=0.1, help="Of the files of films.")] = 8.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Rewrite the pictures as they grow, and show one.")] = False,
+    json: Json = False,
+) -> None:
+    """Draw pictures, films or texts from a checkpoint, each from a seed of its own."""
+    from pipelines.sample import Wish
+
+    prompts, overrides = drawn.prompts_and_overrides(arguments or [])
+    how = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p, "steps": steps}
+    wish = Wish(
+        prompts=prompts, number=number, folder=folder.expanduser(), negative=negative, how=how, seed=seed, size=size,
+        frames=frames, image=image, video=video, text=text, max_tokens=max_tokens, fps=fps,
+    )  # fmt: skip
+    drawn.sample(target, overrides, wish, stream, json)
 
 
 @app.command()
