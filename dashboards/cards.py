@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from dashboards.scores import SHOWN, page
 from infra.ledger import Ledger, snapshot_of
 from infra.store import Store
 from infra.types import BadRow, Snapshot
@@ -45,6 +46,8 @@ def cards_of(store: Store, snapshot: Snapshot, done: Mapping[str, Any]) -> dict[
         schema = store.open(snapshot).schema
         if "media" in schema.names:
             cards["contact_sheet"] = _sheet(_spread(store, snapshot), f"{done['dataset']}: {snapshot.rows:,} rows")
+        if "champion" in schema.names:
+            cards["scores.html"] = page(store.scan(snapshot, list(SHOWN)).to_pylist()).encode()
         numbers = [f.name for f in schema if str(f.type) in ("double", "float", "int32", "int64")]
         if numbers:
             cards["histograms"] = _histograms(store, snapshot, numbers[:16], {})

@@ -35,6 +35,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
+from infra.champions import ScoreBoard, find_model
 from infra.mlflow_source import LanceSource
 from infra.types import without_secrets
 
@@ -65,6 +66,8 @@ class Report:
     """For stages that read a checkpoint: dataset to MLflow's id of its last logged model."""
     evaluation_set: Mapping[str, Any] | None
     """Snapshot that the scores were measured on."""
+    scores: Sequence[Mapping[str, Any]] = ()
+    """Rows of `scores`, in the order of checkpoints (infra/champions.py)."""
 
 
 class Tracker:
@@ -72,6 +75,7 @@ class Tracker:
 
     def __init__(self, uri: str, artifacts: str | None, experiment: str) -> None:
         self.uri = uri
+        self.name = experiment
         self.trouble: str | None = None
         self.parent: str | None = None
         self._run_id: str | None = None
@@ -203,6 +207,7 @@ class Tracker:
         self._numbers(run, report, there)
         self._artifacts(run, report)
         models = self._models(run, report)
+        ScoreBoard(self.client, self.experiment, self.name).tell(run, report.scores)
         if report.model_ids:
             self.client.log_inputs(run, models=[LoggedModelInput(i) for i in report.model_ids.values()])
         self.client.set_terminated(run, "FINISHED")
@@ -260,8 +265,11 @@ class Tracker:
             params = {f"{name}.{k}": str(i["snapshot"][k]) for name, i in report.done["inputs"].items() for k in ("uri", "version", "digest")}  # fmt: skip  # noqa: E501
             tags = {"plait.key": report.done["key"], "plait.manifest": row["manifest"], "plait.manifest_sha256": row["manifest_sha256"]}  # fmt: skip  # noqa: E501
             name = f"{report.done['dataset']}-{report.done['key'][:8]}-step-{row['step']}"
-            model = self.client.create_logged_model(self.experiment, name, run, tags, params, report.done["dataset"])
-            self.client.finalize_logged_model(model.model_id, "READY")
+            model = find_model(self.client, self.experiment, row["manifest"])
+            if model is None:  # else it was scored before its training was told
+                kind = report.done["dataset"]
+                model = self.client.create_logged_model(self.experiment, name, run, tags, params, kind)
+                self.client.finalize_logged_model(model.model_id, "READY")
             self.client.log_outputs(run, [LoggedModelOutput(model.model_id, row["step"])])
             found[str(row["step"])] = model.model_id
         return found

@@ -86,7 +86,14 @@ class Teller:
             checkpoints=checkpoints,
             model_ids=self._model_ids(given),
             evaluation_set=scored,
+            scores=self._scores(done) if "champion" in schema.names else (),
         )
+
+    def _scores(self, done: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of a dataset of scores as they were written: in the order in which checkpoints were trained."""
+        columns = ("checkpoint", "training", "step", "suite", "asked", "score", "value", "low", "high", "outcome", "reason", "champion")  # fmt: skip  # noqa: E501
+        rows = self.store.scan(snapshot_of(done), list(columns)).to_pylist()
+        return [row | {"uri": self.store.bucket.url(row["checkpoint"])} for row in rows]
 
     @staticmethod
     def _metrics(folder: Folder, done: Mapping[str, Any]) -> list[Point]:

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from infra.types import PlaitError, UserError
+from infra.types import PlaitError, RunError, UserError
 from pipelines.ask import Ask
 from pipelines.cli import show
+from pipelines.cli.cron import emitted
 from pipelines.cli.going import split, stopped_by_signals
 from pipelines.cli.world import planner_of, record, services_of, stop_ray
 
@@ -24,12 +26,16 @@ class When:
     watch: bool = False
     once: bool = False
     every: str | None = None
+    cron: str | None = None
+    """Only print what somebody else's clock wants: k8s or crontab."""
+    image: str = "registry.example/plait:cpu"
+    """In the manifest."""
 
     def __post_init__(self) -> None:
         if self.watch and self.once:
             raise UserError("--once and --watch exclude each other: give one, or none for once")
-        if self.every and not self.watch:
-            raise UserError("--every goes with --watch: add it, or leave --every out")
+        if self.every and not (self.watch or self.cron):
+            raise UserError("--every goes with --watch or --emit-cron: add one, or leave --every out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +48,28 @@ class Wish:
     """Most new checkpoints; unset: what the configuration says."""
 
 
-def evaluate(arguments: Sequence[str], when: When, budget: int | None, at: Sequence[str], as_json: bool) -> None:
+def evaluate(
+    arguments: Sequence[str], when: When, wish: Wish, address: str | None, page: str | None, as_json: bool
+) -> None:
     """The verb."""
     target, overrides = split(arguments, "checkpoint")
-    wish, overrides = Wish(target=target, budget=budget), [*overrides, *at]
+    wish = replace(wish, target=target)
+    overrides = [*overrides, *([f"evaluation.every={when.every}"] if when.every else [])]
+    if when.cron:
+        show.out(False).file.write(emitted(when.cron, _every_s(overrides), overrides, when.image, address))
+        return
+    overrides += [f"cluster.address={address}"] if address else []
     if when.watch:
-        watch(wish, overrides, when.every)
+        watch(wish, overrides, page)
     else:
-        once(wish, overrides, as_json)
+        once(wish, overrides, page, as_json)
 
 
-def once(wish: Wish, overrides: Sequence[str], as_json: bool) -> None:
+def once(wish: Wish, overrides: Sequence[str], page: str | None, as_json: bool) -> None:
     """Score what has no score yet, and show what was found."""
     made, result = _tick(wish, overrides)
     rows = _scores(made)
+    _write_page(page, rows)
     if wish.target:
         rows = [row for row in rows if _is(row["checkpoint"], row["training"], row["step"], wish.target)]
     _show(made, rows, result)
@@ -66,21 +80,19 @@ def once(wish: Wish, overrides: Sequence[str], as_json: bool) -> None:
         raise PlaitError(f"{wish.target} fails the gate of {failed}: see the table above, or scores.json in MLflow")
 
 
-def watch(wish: Wish, overrides: Sequence[str], every: str | None) -> None:
+def watch(wish: Wish, overrides: Sequence[str], page: str | None) -> None:
     """Again and again, until it is stopped. A look that fails is told, and the next one tries again."""
-    chosen = [*overrides, *([f"evaluation.every={every}"] if every else [])]
+    wait_s = _every_s(overrides)
     while True:
         began = time.monotonic()
         try:
-            made, result = _tick(wish, chosen)
-            wait_s = made.config.evaluation.every_s()
+            made, result = _tick(wish, overrides)
             if result is not None:
-                _show(made, _scores(made), result)
-        except UserError:
-            raise
-        except PlaitError as error:
+                rows = _scores(made)
+                _write_page(page, rows)
+                _show(made, rows, result)
+        except RunError as error:
             show.emit_error(str(error), False)
-            wait_s = _every_s(chosen)
         time.sleep(max(0.0, wait_s - (time.monotonic() - began)))
 
 
@@ -204,3 +216,10 @@ def _show(made: Any, rows: Sequence[dict[str, Any]], result: dict[str, Any] | No
     champion = [row for row in rows if row["champion"]]
     if champion:
         console.print(f"Champion    {champion[-1]['training'][:8]} step {champion[-1]['step']}", markup=False)
+
+
+def _write_page(path: str | None, rows: Sequence[dict[str, Any]]) -> None:
+    if path:
+        from dashboards.scores import page
+
+        Path(path).expanduser().write_text(page(rows))

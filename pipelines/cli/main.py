@@ -268,11 +268,15 @@ def evaluate(
     once: Annotated[bool, typer.Option("--once", help="Score what has no score, then end: the default.")] = False,
     every: Annotated[str | None, typer.Option(help="With --watch: time between looks, as 90s, 10m, 6h.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Most new checkpoints a look, newest first.")] = None,
+    page: Annotated[str | None, typer.Option(help="Write the scores over steps to this HTML file.")] = None,
+    emit_cron: Annotated[str | None, typer.Option(help="Only print a schedule: k8s or crontab.")] = None,
+    image: Annotated[str, typer.Option(help="Of plait, in the manifest for k8s.")] = evaluation.When.image,
     address: Address = None,
     json: Json = False,
 ) -> None:
     """Score every checkpoint that has no score yet, whoever made it; the same command again does nothing twice."""
-    evaluation.evaluate(arguments or [], evaluation.When(watch, once, every), budget, work.at(address), json)
+    when = evaluation.When(watch, once, every, emit_cron, image)
+    evaluation.evaluate(arguments or [], when, evaluation.Wish(budget=budget), address, page, json)
 
 
 @app.command()

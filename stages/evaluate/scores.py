@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Scores(JobStage):
     writes: ClassVar[str] = "scores"
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("checkpoints", columns=_CHECKPOINT_COLUMNS),
-        Edge("trials", columns=("files_sha256", "suite")),
+        Edge("trials", columns=("files_sha256", "suite", "question")),
         Edge("verdicts", columns=VERDICT_COLUMNS),
     )
     schema: ClassVar[pa.Schema] = pa.schema(
@@ -55,6 +56,7 @@ class Scores(JobStage):
             ("training", pa.string()),
             ("step", pa.int64()),
             ("suite", pa.string()),
+            ("asked", pa.string()),
             ("score", pa.string()),
             ("value", pa.float64()),
             ("low", pa.float64()),
@@ -89,9 +91,9 @@ class Scores(JobStage):
     def run(self, job: Job) -> Iterator[Row]:
         """Checkpoint by checkpoint, as they were trained."""
         checkpoints = sorted(_rows(job, "checkpoints", ("key", *_CHECKPOINT_COLUMNS)), key=_order)
-        wanted = _counts(_rows(job, "trials", ("files_sha256", "suite")))
+        wanted, asked = _wanted(_rows(job, "trials", ("files_sha256", "suite", "question")))
         judged, judges = _judged(_rows(job, "verdicts", VERDICT_COLUMNS))
-        walk = _Walk(self, judged, wanted)
+        walk = _Walk(self, judged, wanted, asked)
         for number, checkpoint in enumerate(checkpoints):
             job.progress(number, len(checkpoints), "checkpoints scored")
             yield from self._scored(checkpoint, walk, judges)
@@ -110,6 +112,7 @@ class Scores(JobStage):
                 yield {
                     **{column: checkpoint[column] for column in ("files_sha256", "checkpoint", "training", "step")},
                     "suite": suite,
+                    "asked": walk.asked[name, suite],
                     "score": score,
                     "value": interval.value,
                     "low": interval.low,
@@ -131,9 +134,13 @@ class _Walk:
     """The checkpoints in their order, and who is the champion."""
 
     def __init__(
-        self, stage: Scores, judged: Mapping[tuple[str, str], list[Judged]], wanted: Mapping[tuple[str, str], int]
+        self,
+        stage: Scores,
+        judged: Mapping[tuple[str, str], list[Judged]],
+        wanted: Mapping[tuple[str, str], int],
+        asked: Mapping[tuple[str, str], str],
     ) -> None:
-        self.stage, self.judged, self.wanted = stage, judged, wanted
+        self.stage, self.judged, self.wanted, self.asked = stage, judged, wanted, asked
         self.champion: str | None = None
         self.num_failed = 0
         self.said: list[dict[str, Any]] = []
@@ -195,12 +202,14 @@ def _rows(job: Job, dataset: str, columns: Sequence[str]) -> list[Row]:
     return [row for batch in job.reader(dataset).scan(list(columns)) for row in batch.to_pylist()]
 
 
-def _counts(trials: Sequence[Row]) -> dict[tuple[str, str], int]:
-    found: dict[tuple[str, str], int] = {}
+def _wanted(trials: Sequence[Row]) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], str]]:
+    """By checkpoint and suite: how many answers are wanted, and a digest of the questions."""
+    questions: dict[tuple[str, str], list[str]] = {}
     for row in trials:
-        pair = row["files_sha256"], row["suite"]
-        found[pair] = found.get(pair, 0) + 1
-    return found
+        questions.setdefault((row["files_sha256"], row["suite"]), []).append(row["question"])
+    asked = {pair: "".join(sorted(set(names))).encode() for pair, names in questions.items()}
+    digests = {pair: hashlib.sha256(names).hexdigest()[:16] for pair, names in asked.items()}
+    return {pair: len(names) for pair, names in questions.items()}, digests
 
 
 def _judged(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], list[Judged]], dict[tuple[str, str], str]]:
