@@ -101,7 +101,8 @@ class Toy:
     def config(self, select=None, stages=None, **settings):
         """A configuration as Hydra would give it."""
         place = {"lengths": {"shard_rows": 4, "batch_rows": 3, "deadline_s": 4.0}, "words": {"shard_rows": 2}}
-        plain = {"pipeline": "toy", "root": "unused", "source": None, "storage": {}, "tracking": {}, "sample": {}}
+        plain = {"pipeline": "toy", "root": "unused", "source": None}
+        plain |= {name: {} for name in ("storage", "tracking", "sample", "evaluation")}
         cluster = {"workers": 2, "stages": place | (stages or {})}
         return config_of(plain | {"cluster": cluster, "select": select or {}} | settings)
 

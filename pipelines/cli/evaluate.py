@@ -133,7 +133,7 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
     from pipelines.evaluate import with_listed
     from pipelines.run import Runner
 
-    graph = with_listed(made.graph, _listed(made, wish))
+    graph = with_listed(made.graph, listed_for(made, wish))
     if graph is None:
         return None
     made = replace(made, graph=graph)
@@ -153,7 +153,7 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
         stop_ray()
 
 
-def _listed(made: Any, wish: Wish) -> tuple[Any, ...]:
+def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
     """What has rows already, and what is new: the one that is wanted, or the newest within the budget."""
     from infra.store import Store
     from pipelines.checkpoints import Checkpoints

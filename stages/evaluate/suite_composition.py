@@ -85,15 +85,25 @@ class Composition(Suite):
         parts = {"why": why, "claim": question.about, "seen": evidence}
         return Verdict(score=float(not why), parts=parts)
 
+    def settled(self, judged: Sequence[Judged]) -> Sequence[Judged]:
+        """Each claim's chance beside it: it asks all answers of the task, which is too slow for every draw."""
+        found: list[Judged] = []
+        for task in dict.fromkeys(one.task.removesuffix(HELD) for one in judged):
+            alike = [one for one in judged if one.task.removesuffix(HELD) == task]
+            for one in alike:
+                parts = {**one.verdict.parts, "chance": chance(one, alike)}
+                found.append(replace(one, verdict=replace(one.verdict, parts=parts)))
+        return found
+
     def scores(self, judged: Sequence[Judged]) -> dict[str, float]:
-        """Shares of right answers, and chance beside each."""
+        """Shares of right answers, and chance beside each; of settled verdicts."""
         found: dict[str, float] = {}
-        for task in (*TASKS, *(name + HELD for name in WITH_HELD)):
-            own = [one for one in judged if one.task == task]
+        for task in (*TASKS, *(one + HELD for one in WITH_HELD)):
+            own = [one.verdict for one in judged if one.task == task]
             if own:
-                found[f"{self.name}/{task}"] = float(np.mean([one.verdict.score for one in own]))
-                answers = [one for one in judged if one.task.removesuffix(HELD) == task.removesuffix(HELD)]
-                found[f"{self.name}/{task}_chance"] = chance(own, answers)
+                found[f"{self.name}/{task}"] = float(np.mean([one.score for one in own]))
+                known = [one.parts["chance"] for one in own if one.parts["chance"] is not None]
+                found[f"{self.name}/{task}_chance"] = float(np.mean(known)) if known else float("nan")
         for total, tasks in (("overall", TASKS), ("held", tuple(name + HELD for name in WITH_HELD))):
             parts = [found[f"{self.name}/{task}"] for task in tasks if f"{self.name}/{task}" in found]
             if len(parts) == len(tasks):
@@ -101,19 +111,17 @@ class Composition(Suite):
         return found
 
 
-def chance(asked: Sequence[Judged], answers: Sequence[Judged]) -> float:
-    """Share of (claim, answer) for which the claim holds in an answer to another prompt; nan where there is none.
+def chance(claim: Judged, answers: Sequence[Judged]) -> float | None:
+    """Share of the answers to other prompts in which the claim holds; None where there are none.
 
-    The permutation's mean, in closed form. It knows how well the model draws and how its answers are spread: an empty
-    picture has chance 0, a model that draws the task's pictures perfectly and in any order the share of like claims.
+    Its mean over the claims is the permutation's mean, in closed form. It knows how well the model draws and how its
+    answers are spread: an empty picture has chance 0, a model that draws the task's pictures perfectly and in any order
+    the share of like claims.
     """
-    right = [
-        not broken(claim.verdict.parts["claim"], answer.verdict.parts["seen"])
-        for claim in asked
-        for answer in answers
-        if claim.question != answer.question
-    ]
-    return float(np.mean(right)) if right else float("nan")
+    others = [one.verdict.parts["seen"] for one in answers if one.question != claim.question]
+    if not others:
+        return None
+    return sum(not broken(claim.verdict.parts["claim"], seen) for seen in others) / len(others)
 
 
 def broken(claim: Mapping[str, Any], seen: Mapping[str, Any]) -> str:

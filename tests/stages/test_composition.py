@@ -93,17 +93,17 @@ def test_scores_are_shares_and_chance_is_the_mean_over_all_permutations() -> Non
     suite = Composition(prompts_per_task=6)
     questions = [question for question in suite.questions(None) if question.task.startswith("colours")]
     perfect = [judged(suite, q, seen(*((c["name"], c["colour"], 9, 9) for c in q.about["include"]))) for q in questions]
-    found = suite.scores(perfect)
+    found = suite.scores(suite.settled(perfect))
     assert found["composition/colours"] == found["composition/colours_held"] == 1
     for split in ("colours", "colours_held"):
         own = [q for q in questions if q.task == split]
         like = [a.about == b.about for a in own for b in questions if a is not b]
         assert found[f"composition/{split}_chance"] == pytest.approx(np.mean(like))
-    assert suite.scores(perfect[::-1]) == pytest.approx(found)
+    assert suite.scores(suite.settled(perfect[::-1])) == pytest.approx(found)
     blank = [judged(suite, q, seen()) for q in questions]
-    assert set(suite.scores(blank).values()) == {0.0}
+    assert set(suite.scores(suite.settled(blank)).values()) == {0.0}
     everything = [judged(suite, q, seen(("star", "blue", 9, 9))) for q in suite.questions(None)]
-    whole = suite.scores(everything)
+    whole = suite.scores(suite.settled(everything))
     assert {"composition/overall", "composition/held"} < set(whole) and len(whole) == 2 * 9 + 2
 
 
