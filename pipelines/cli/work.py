@@ -266,6 +266,7 @@ def _stop_ray() -> None:
 
 
 def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:
+    show.requests(console, document["stages"])
     if document["evaluation"]:
         console.print()
         console.print(show.metrics_table(document["evaluation"]))
