@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from infra.blame import KILLED, Task
 from infra.capture import capture
+from infra.requests import counted
 from infra.traces import error_class, trace_digest
 from infra.types import BadRow, Filtered, Outcome, Row, RunError, TransientError, UserError
 from infra.world import is_world, world_failed
@@ -89,10 +90,10 @@ class Host:
         """Nothing: to be called with something is to have imported it."""
 
     def prepare(self, worker: Worker) -> dict[str, Any]:
-        """Turn to a worker's tasks: {}, or {"transient": sentence}; and "log", what was said."""
-        with capture() as said:
+        """Turn to a worker's tasks: {}, or {"transient": sentence}; and "log" and "requests" (see `run`)."""
+        with capture() as said, counted() as asked:
             answer = self._prepared(worker)
-        return {**answer, "log": said.report()}
+        return {**answer, "log": said.report(), "requests": dict(asked)}
 
     def _prepared(self, worker: Worker) -> dict[str, Any]:
         try:
@@ -104,10 +105,11 @@ class Host:
         return {}
 
     def run(self, task: Task) -> dict[str, Any]:
-        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}; and "log", what was said."""
-        with capture() as said:
+        """Run a task: {"result"}, or {"hung": positions}, or {"transient": sentence}; and "log", what was said, and
+        "requests", what was asked of stores."""
+        with capture() as said, counted() as asked:
             answer = self._answer(task)
-        return {**answer, "log": said.report()}
+        return {**answer, "log": said.report(), "requests": dict(asked)}
 
     def _answer(self, task: Task) -> dict[str, Any]:
         assert self.worker is not None

@@ -47,6 +47,10 @@ class Watch:
     """Nothing goes on for want of room on the machines."""
     check: Callable[[], None]
     """Called every POLL_S at least; raises to stop the stage."""
+    on_actors: Callable[[int], None]
+    """How many actors the stage has, every POLL_S at least."""
+    on_requests: Callable[[Mapping[str, int]], None]
+    """What a task asked of stores (`infra/requests.py`)."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Lane:
                 raise self.fleet.stopped
             self.watch.check()
             self._adjust()
+            self.watch.on_actors(len(self.hosts))
             while self.idle and (task := self._task()):
                 host = self.idle.popleft()
                 self.running[host.run.remote(task)] = (task, host, time.monotonic())
@@ -180,7 +185,7 @@ class Lane:
         host, is_new = self.preparing.pop(ref)
         try:
             answer = self.ray.get(ref)
-            self.watch.on_log(answer["log"])
+            self._hear(answer)
             sentence: str | None = answer.get("transient")
         except self.ray.exceptions.RayActorError as error:
             self.fleet.must_answer()
@@ -223,12 +228,16 @@ class Lane:
             return {"parts": [task] if _is_innocent(error) else after_death(task)}
         except exceptions.RayTaskError as error:
             raise _outside_any_row(error) from error
-        self.watch.on_log(answer["log"])
+        self._hear(answer)
         if "hung" in answer:
             self._lose(host)
             return {"parts": after_hang(task, answer["hung"])}
         self.idle.append(host)
         return answer
+
+    def _hear(self, answer: Mapping[str, Any]) -> None:
+        self.watch.on_log(answer["log"])
+        self.watch.on_requests(answer["requests"])
 
     def _lose(self, host: Any) -> None:
         self.ray.kill(host)

@@ -22,6 +22,7 @@ _KIND = {"ListObjectsV2": "LIST", "GetObject": "GET", "HeadObject": "HEAD", "Del
 _lock = threading.Lock()
 _at_work: list[tuple[int, Counter[str]]] = []
 """Who counts in this process, by thread, the last who began at the end."""
+_lance_seen: Counter[str] = Counter()
 
 
 @contextmanager
@@ -29,34 +30,30 @@ def counted() -> Generator[Counter[str]]:
     """Inside, what this thread asks of stores is counted, and what threads ask that count for nobody."""
     mine: Counter[str] = Counter()
     entry = threading.get_ident(), mine
-    before = _lance_reads()
     with _lock:
+        _count_lance()
         _at_work.append(entry)
     try:
         yield mine
     finally:
         with _lock:
+            _count_lance()
             _at_work[:] = [other for other in _at_work if other is not entry]
-        num, num_bytes = (now - then for now, then in zip(_lance_reads(), before, strict=True))
-        if mine:  # else the root is a folder
-            mine.update({name: count for name, count in (("GET", num), (RECEIVED, num_bytes)) if count})
 
 
 def count(kind: str, sent: int = 0, received: int = 0, num: int = 1) -> None:
     """Some requests of a kind, for who is at work in this thread."""
+    add({kind: num, SENT: sent, RECEIVED: received})
+
+
+def add(found: Mapping[str, int]) -> None:
+    """What was counted elsewhere, for who is at work in this thread."""
     with _lock:
         me = threading.get_ident()
         of_thread = [counter for thread, counter in _at_work if thread == me]
         counters = of_thread or [counter for _, counter in _at_work]
         if counters:
-            found = {kind: num, SENT: sent, RECEIVED: received}
-            counters[-1].update({name: count for name, count in found.items() if count})
-
-
-def add(found: Mapping[str, int]) -> None:
-    """What another process counted, for who is at work in this thread."""
-    for name, num in found.items():
-        count(name, num=num)
+            counters[-1].update({name: num for name, num in found.items() if num})
 
 
 def watch(client: Any) -> None:
@@ -81,7 +78,11 @@ def _length(headers: Mapping[str, Any]) -> int:
     return int(value.decode() if isinstance(value, bytes) else value)
 
 
-def _lance_reads() -> tuple[int, int]:
-    """Lance's own count for this process of reads and their bytes."""
-    lance = sys.modules.get("lance")
-    return (lance.iops_counter(), lance.bytes_read_counter()) if lance else (0, 0)
+def _count_lance() -> None:
+    """What Lance has read since we looked last, by its own count for this process, is of the work that began last."""
+    if (lance := sys.modules.get("lance")) is None:
+        return
+    now = {"GET": lance.iops_counter(), RECEIVED: lance.bytes_read_counter()}
+    if _at_work and (counter := _at_work[-1][1]):  # one that asked no store stands on a folder
+        counter.update({name: num - _lance_seen[name] for name, num in now.items() if num > _lance_seen[name]})
+    _lance_seen.update(now)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from lance.fragment import write_fragments
 
+from infra import requests
 from infra.bucket import Bucket
 from infra.digests import digest_of, key_words, num_distinct
 from infra.types import RunError, Snapshot, UserError
@@ -191,6 +192,8 @@ class Store:
             data = f"datasets/{dataset}.lance/data/{file.path}"
             files[data] = file.file_size_bytes or self.bucket.size(data) or 0
             files |= {blob.path: blob.size_bytes for blob in self.bucket.entries(data.removesuffix(".lance"))}
+        if self.bucket.storage_options() is not None:
+            requests.count("PUT", sent=sum(files.values()), num=len(files))
         num_rows = sum(fragment.physical_rows for fragment in fragments)
         return Staged(tuple(json.dumps(f.to_json()) for f in fragments), files, num_rows)
 

@@ -13,6 +13,7 @@ import pyarrow.compute
 
 from infra.faults import crash_point
 from infra.ledger import Claim, Folder
+from infra.requests import counted
 from infra.types import now_utc
 from pipelines import rest
 from pipelines.job import run_job
@@ -44,9 +45,15 @@ def materialise(site: Site, plan: StagePlan) -> Made:
         crash_point("claimed", plan.name)
         started = time.monotonic()
         stage = plan.node.stage
-        made = run_rows(site, plan, folder) if isinstance(stage, RowStage) else run_job(site, plan, folder)
-        seconds = round(time.monotonic() - started, 3)
-        done = made.done | {"seconds": seconds, "kept": plan.keep or 0, "computed": made.computed, "at": now_utc()}
+        with counted() as asked:
+            made = run_rows(site, plan, folder) if isinstance(stage, RowStage) else run_job(site, plan, folder)
+        done = made.done | {
+            "seconds": round(time.monotonic() - started, 3),
+            "kept": plan.keep or 0,
+            "computed": made.computed,
+            "requests": dict(sorted(asked.items())),
+            "at": now_utc(),
+        }
         if site.wave:
             done["wave"] = site.wave
         return _publish_done(folder, done, made, last_done + 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from infra import requests
 from infra.bucket import Bucket
 from infra.faults import crash_point
 from infra.fleet import Fleet
@@ -16,6 +17,7 @@ from infra.lane import Watch
 from infra.ledger import Folder
 from infra.runs import OpenRun
 from infra.store import Store
+from infra.telemetry import Meter
 from infra.types import Snapshot
 from pipelines import rest
 from pipelines.graph import is_listing
@@ -59,9 +61,14 @@ class Site:
         """The command that goes on after a failure."""
         return self.run.resume
 
-    def watch(self, name: str, on_shard: Callable[..., None], notice: Callable[[str], None]) -> Watch:
+    def watch(self, name: str, on_shard: Callable[..., None], notice: Callable[[str], None], meter: Meter) -> Watch:
         """What this run hears of a stage's actors."""
-        return Watch(on_shard, lambda said: self.run.heard(name, said), notice, self.run.check)
+
+        def on_requests(found: Mapping[str, int]) -> None:
+            requests.add(found)
+            meter.asked(found)
+
+        return Watch(on_shard, lambda said: self.run.heard(name, said), notice, self.run.check, meter.working, on_requests)  # fmt: skip  # noqa: E501
 
     @property
     def store(self) -> Store:

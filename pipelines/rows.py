@@ -16,6 +16,7 @@ from infra.faults import crash_point
 from infra.lane import Share, Todo
 from infra.ledger import Folder
 from infra.store import IO_THREADS
+from infra.telemetry import Meter
 from infra.types import RunError, Snapshot
 from pipelines import rest, shards
 from pipelines.merge import merged
@@ -90,6 +91,7 @@ def _run_shards(
         budget.add(result)
     todo = [i for i in range(len(shard_plan)) if i not in results]
     total, computed = sum(map(shard_plan.size, todo)), 0
+    meter = Meter(plan.name, site.run_id, total)
 
     def on_shard(shard: int, parts: list[dict[str, Any]]) -> None:
         nonlocal computed
@@ -98,13 +100,14 @@ def _run_shards(
         crash_point("shard", plan.name)
         results[shard] = result
         computed += result["units"]
+        meter.ended(result)
         site.run.left(plan.name, result["rest"])
         site.show(plan.name, computed, total, "")
         budget.add(result)
 
     if todo:
         site.show(plan.name, 0, total, "")
-        watch = site.watch(plan.name, on_shard, lambda what: site.show(plan.name, computed, total, what))
+        watch = site.watch(plan.name, on_shard, lambda what: site.show(plan.name, computed, total, what), meter)
         worker = _worker(site, plan, folder, shard_plan)
         sentences = site.fleet().map(worker, Todo(todo, shard_plan.units), _share(site, plan), watch)
         if sentences:

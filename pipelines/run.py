@@ -22,7 +22,7 @@ from pipelines.graph import Node
 from pipelines.materialise import materialise, reselect
 from pipelines.plan import Planner
 from pipelines.publish import Site
-from pipelines.report import COUNTS, entry
+from pipelines.report import COUNTS, entry, requests_of
 from pipelines.tell import Cards, Teller
 from pipelines.waves import Brought, Wave
 
@@ -163,16 +163,20 @@ class Runner:
         flood = waves.Flood(nodes, self.planner.graph, cut, self.ask.lag, still, self._bring, self.services.stop_actors)
         computed: Counter[str] = Counter()
         seconds: defaultdict[str, float] = defaultdict(float)
+        asked: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
         def ended(brought: Brought, wave: Wave) -> None:
             name = brought.plan.name
             computed[name] += brought.computed
             seconds[name] += brought.seconds
+            if brought.seconds:
+                asked[name].update(requests_of(brought.done))
             if wave.is_last:
                 total, found = computed[name], brought.done or {}
                 state = brought.state if not total else found["state"]
                 kept = max(0, (found.get("rows_in") or 0) - total)
-                self._record(replace(brought, state=state, computed=total, kept=kept, seconds=seconds[name]))
+                all_waves = replace(brought, state=state, computed=total, kept=kept, seconds=seconds[name])
+                self._record(all_waves, asked[name])
 
         flood.run(ended)
 
@@ -198,7 +202,7 @@ class Runner:
         seconds = 0.0 if made.adopted else made.done["seconds"]
         return Brought(plan, made.done, made.done["state"], snapshot_of(made.done), made.computed, kept, seconds)
 
-    def _record(self, brought: Brought) -> None:
+    def _record(self, brought: Brought, asked: Mapping[str, int] | None = None) -> None:
         """Stand on a stage from now on, tell MLflow, and show it."""
         plan, done = brought.plan, brought.done
         self.current[plan.name] = brought.snapshot
@@ -207,7 +211,7 @@ class Runner:
         told = self.teller.told(done) if done else None
         new = entry(plan, done, brought.state, brought.computed, brought.kept, told)
         if self.ask.wave and brought.seconds:
-            new["seconds"] = round(brought.seconds, 3)
+            new |= {"seconds": round(brought.seconds, 3), "requests": dict(asked or new["requests"])}
         if done and plan.name == "model" and done["snapshot"]["rows"]:
             new["checkpoint"] = self.last_checkpoint(snapshot_of(done))
         self.result.stages.append(new)

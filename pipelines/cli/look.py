@@ -59,6 +59,7 @@ def status(overrides: Sequence[str], as_json: bool) -> None:
         if reasons:
             console.print()
             console.print(show.table("What gave no row", ("stage", "reason", "units"), reasons, left=2))
+        show.requests(console, stages)
         if document["evaluation"]:
             console.print()
             console.print(show.metrics_table(document["evaluation"]))
@@ -67,7 +68,7 @@ def status(overrides: Sequence[str], as_json: bool) -> None:
 
 
 def _status_entry(standing: Any, name: str, used: Mapping[str, Any] | None) -> dict[str, Any]:
-    from pipelines.report import COUNTS
+    from pipelines.report import COUNTS, requests_of
 
     done = standing.dones[name]
     told = standing.told(done)
@@ -79,6 +80,7 @@ def _status_entry(standing: Any, name: str, used: Mapping[str, Any] | None) -> d
         "kept": used["kept"] if used else done["kept"],
         "computed": used["computed"] if used else done["computed"],
         "seconds": done["seconds"],
+        "requests": requests_of(done),
         "snapshot": {k: v for k, v in done["snapshot"].items() if k != "rows"},
         "mlflow_run_id": told["mlflow_run_id"] if told else None,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -19,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from infra.requests import KINDS, RECEIVED, SENT
 
 WIDTH = 100
 
@@ -126,6 +129,23 @@ def funnel(stages: Sequence[Mapping[str, Any]], title: str = "Funnel") -> Table:
     names = ("rows_in", "rows_out", "empty", "filtered", "quarantined", "kept", "computed")
     rows = [[s["name"], s["state"], *(s[n] for n in names), f"{s['seconds'] or 0:.1f}"] for s in stages]
     return table(title, columns, rows, left=2)
+
+
+def requests(console: Console, stages: Sequence[Mapping[str, Any]]) -> None:
+    """What each stage asked of the store, where the root lies in one; the last line is what a bill would count."""
+    asked = {s["name"]: Counter(s.get("requests") or {}) for s in stages if s.get("requests")}
+    if not asked:
+        return
+    lines = [[name, *_asked(counts)] for name, counts in asked.items()]
+    if len(asked) > 1:
+        lines.append(["all", *_asked(sum(asked.values(), Counter[str]()))])
+    console.print()
+    console.print(table("Requests to the store", ("stage", *KINDS, "MB sent", "MB received"), lines))
+
+
+def _asked(counts: Mapping[str, int]) -> list[Any]:
+    sizes = [f"{counts.get(name, 0) / 1e6:.1f}" for name in (SENT, RECEIVED)]
+    return [*(counts.get(kind, 0) for kind in KINDS), *sizes]
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Table:

@@ -204,6 +204,7 @@ def _show_takedown(console: Any, report: dict[str, Any]) -> None:
 
 
 def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:
+    show.requests(console, document["stages"])
     if document["evaluation"]:
         console.print()
         console.print(show.metrics_table(document["evaluation"]))

@@ -50,7 +50,8 @@ def run(fleet, name, worker, num_tasks, share, found):
     """One stage in a thread of its own."""
     results = found.setdefault(name, [])
     try:
-        watch = Watch(lambda _, parts: results.extend(parts), lambda _: None, print, lambda: None)
+        nothing = lambda _: None  # noqa: E731
+        watch = Watch(lambda _, parts: results.extend(parts), nothing, print, lambda: None, nothing, nothing)
         fleet.map(worker, Todo(range(num_tasks), lambda i: [i]), share, watch)
     except Exception as error:  # noqa: BLE001 - the test looks at the sentence
         found[f"{name}_error"] = str(error)

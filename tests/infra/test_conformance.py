@@ -49,6 +49,7 @@ def test_a_store_that_ignores_a_header_is_found_out(header, found_out, s3_endpoi
     with S3Proxy(s3_endpoint, {}, ignores=(header,)) as proxy:
         said = failed(S3Bucket(f"s3://plait/{uuid.uuid4().hex}", proxy.endpoint, num_retries=1), checks)
     assert said.keys() == found_out, said
+    assert all(said[check.what].endswith(check.breaks) for check in checks if check.what in said)
 
 
 @pytest.mark.skipif(
@@ -60,15 +61,11 @@ def test_the_store_of_the_environment_gives_all_that_plait_needs():
     assert failed(S3Bucket(os.environ["PLAIT_TEST_S3_ROOT"], os.environ.get("PLAIT_TEST_S3_ENDPOINT"))) == {}
 
 
-@pytest.mark.slow
-def test_the_command_names_each_check_and_ends_with_1_where_one_fails(s3_endpoint, tmp_path):
-    where = ["storage=s3", f"storage.root=s3://plait/{uuid.uuid4().hex}", "tracking=none", "--storage", "--json"]
-    with S3Proxy(s3_endpoint, {}, ignores=("if-none-match",)) as proxy:
-        done = plait("doctor", *where, f"storage.endpoint={proxy.endpoint}", cwd=tmp_path)
+def test_the_command_names_each_check(tmp_path):
+    done = plait("doctor", "root=here", "tracking=none", "--storage", "--json", cwd=tmp_path)
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 1 and not answer["ok"], done.stderr
+    assert done.returncode == 0 and answer["ok"], done.stderr
     assert [check["what"] for check in answer["checks"]] == ALL
-    assert "two drivers would both take one claim" in answer["checks"][0]["said"]
 
 
 @dataclass

@@ -1,0 +1,68 @@
+"""What row stages tell while they work, as Ray metrics at the driver's node: units and rows, backlog and actors.
+
+    plait_units_total{stage, run, outcome}     units that ended: made, empty, filtered, quarantined
+    plait_rows_total{stage, run}               rows that were made of them
+    plait_requests_total{stage, run, kind}     requests to the store, of tasks that ended (infra/requests.py)
+    plait_backlog{stage, run}                  units that wait or are at work
+    plait_actors{stage, run}                   actors that the stage has now
+
+Ray writes `ray_` before each. What a training tells is in stages/workers/gauges.py, with what there is to know of how
+long a value stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+OUTCOMES = ("made", "empty", "filtered", "quarantined")
+TAGS = ("stage", "run")
+
+
+class Meter:
+    """One stage of one run. Each process declares a metric once."""
+
+    def __init__(self, stage: str, run: str, num_units: int) -> None:
+        self._tags = {"stage": stage, "run": run}
+        self._left = num_units
+
+    def ended(self, result: Mapping[str, Any]) -> None:
+        """A shard has ended with this result."""
+        states = Counter(entry["state"] for entry in result["rest"])
+        states["made"] = result["units"] - len(result["rest"])
+        for outcome in OUTCOMES:
+            self._add(_declared().units, states[outcome], outcome=outcome)
+        self._add(_declared().rows, result["rows"])
+        self._left -= result["units"]
+
+    def working(self, num_actors: int) -> None:
+        """The stage goes on with so many actors; to be said every few seconds."""
+        _declared().backlog.set(self._left, self._tags)
+        _declared().actors.set(num_actors, self._tags)
+
+    def asked(self, requests: Mapping[str, int]) -> None:
+        """A task has sent these requests."""
+        for kind, num in requests.items():
+            self._add(_declared().requests, num, kind=kind)
+
+    def _add(self, counter: Any, num: int, **tags: str) -> None:
+        if num:  # Ray refuses to add nothing
+            counter.inc(num, self._tags | tags)
+
+
+class _Metrics:
+    def __init__(self) -> None:
+        from ray.util import metrics
+
+        self.units: Any = metrics.Counter("plait_units_total", "Units that ended.", (*TAGS, "outcome"))
+        self.rows: Any = metrics.Counter("plait_rows_total", "Rows that were made.", TAGS)
+        self.requests: Any = metrics.Counter("plait_requests_total", "Requests to the store.", (*TAGS, "kind"))
+        self.backlog: Any = metrics.Gauge("plait_backlog", "Units that wait or are at work.", TAGS)
+        self.actors: Any = metrics.Gauge("plait_actors", "Actors of the stage.", TAGS)
+
+
+@lru_cache(maxsize=1)
+def _declared() -> _Metrics:
+    return _Metrics()
