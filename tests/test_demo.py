@@ -18,8 +18,8 @@ from tests.conftest import REPO, answered, plait
 pytestmark = pytest.mark.slow
 
 SMALL = [
-    "sample.num_videos=3", "sample.num_stills=40", "sample.num_texts=6", "tokenizer.phases.all=6", "tokenizer.batch=8",
-    "tokenizer.checkpoint_every=3", "model.steps=2", "model.checkpoint_every=1", "evals.num_samples=2",
+    "sample.num_videos=3", "sample.num_stills=80", "sample.num_texts=6", "tokenizer.phases.all=12", "tokenizer.batch=8",
+    "tokenizer.checkpoint_every=6", "model.steps=2", "model.checkpoint_every=1", "evals.num_samples=2",
 ]  # fmt: skip
 STAGES = [
     "files",
@@ -72,9 +72,9 @@ def run_with_a_killed_actor(*arguments: str, cwd: Path) -> subprocess.CompletedP
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
-    victims, end = [], time.monotonic() + 150
+    victims, end = [], time.monotonic() + 240
     while not victims and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.1)
+        time.sleep(0.3)
         with suppress(psutil.Error):  # whoever ends while we look
             children = psutil.Process(process.pid).children(recursive=True)
             victims = [child for child in children if child.cmdline()[:1] and "ray::Host" in child.cmdline()[0]]
