@@ -7,10 +7,11 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/plait run
 
-# Two processes: most of the tests wait for processes that they start, kill and start again. One rerun, counted in the
-# last line: a test that kills real processes races with whatever else the machine does.
+# Two processes: most of the tests wait for processes that they start, kill and start again. They take files in the
+# order of tests/conftest.py, the long ones first. One rerun, counted in the last line: a test that kills real processes
+# races with whatever else the machine does.
 test: .venv/.tested
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --reruns 1
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --reruns 1
 
 # the part of the tests that starts no Ray: under a minute
 FAST := tests/infra tests/models tests/pipelines/test_key.py tests/test_conf.py tests/test_layers.py

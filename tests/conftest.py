@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import secrets
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +22,26 @@ from pipelines.plan import Planner
 from pipelines.run import Result, Runner, Services
 from tests import toy
 
+# Two processes share two cores: a second thread of torch would spin while the other process computes. Before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPO = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("PLAIT_SHARED_DATA", REPO.parent / "shared" / "data"))
 
 
-def pytest_collection_modifyitems(items):
-    """A test that needs the shared data says so by the marker `shared`."""
+LONGEST_FIRST = (
+    "test_demo", "faults/test_hang", "faults/test_kill", "faults/test_matrix", "stages/test_ranks", "test_curate",
+    "pipelines/test_going", "infra/test_cluster", "faults/test_thousand", "stages/test_tokenizer", "faults/test_head",
+    "faults/test_pause", "faults/test_properties", "faults/test_security",
+)  # fmt: skip
+"""Files of minutes. Two processes take files from the front: with the long ones in front they end together."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """The long files first where processes share them; and a test that needs the shared data says so by the marker
+    `shared`."""
+    if hasattr(config, "workerinput"):
+        rank = {f"tests/{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
     skip = pytest.mark.skip(reason=f"the shared data is not at {SHARED}: set PLAIT_SHARED_DATA")
     for item in items:
         if "shared" in item.keywords and not SHARED.is_dir():
@@ -78,6 +96,12 @@ def ray(toy_marks):
 
     yield connect(None, 2)
     disconnect()
+
+
+@pytest.fixture(scope="session")
+def near(ray) -> dict[str, str]:
+    """The environment in which a command joins the Ray of the tests: starting one costs many seconds."""
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 class Toy:
@@ -174,6 +198,17 @@ def plait(
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def answered(*arguments: str, cwd: Path) -> dict[str, Any]:
+    """The JSON object of a verb that starts no Ray, asked in this process: another one would import for seconds."""
+    from pipelines.cli import main, show
+
+    said = io.StringIO()
+    with contextlib.chdir(cwd), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(show, "_stdout", said)
+        main.app([*arguments, "--json"], standalone_mode=False)
+    return json.loads(said.getvalue().splitlines()[-1])
 
 
 @pytest.fixture(scope="session")

@@ -67,12 +67,12 @@ def preferring(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory):
+def made(tmp_path_factory: pytest.TempPathFactory, near):
     folder = tmp_path_factory.mktemp("curate")
     (folder / "src").mkdir()
     write_source(folder / "src")
     arguments = ["pipeline=curate", "source=src", "root=data", *preferring(tmp_path_factory.mktemp("clip"))]
-    done = plait("run", *arguments, "select.quality=quality >= 0", "~select.beauty", "--json", cwd=folder)
+    done = plait("run", *arguments, "select.quality=quality >= 0", "~select.beauty", "--json", cwd=folder, env=near)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -133,11 +133,12 @@ def test_the_cards_show_reasons_thresholds_and_what_was_dropped(made):
     }
 
 
-def test_a_moved_clause_scores_nothing_anew_and_copies_stand_in_whatever_lies_where(made):
+def test_a_moved_clause_scores_nothing_anew_and_copies_stand_in_whatever_lies_where(made, near):
     folder, _ = made
     shutil.move(folder / "src" / "s.tar", folder / "src" / "moved.tar")
     arguments = ["pipeline=curate", "source=src", "root=data", "tracking=none", "select.quality=quality >= 0"]
-    done = plait("run", *arguments, "~select.beauty", "select.flow=flow is null or flow < 1000", "--json", cwd=folder)
+    arguments += ["~select.beauty", "select.flow=flow is null or flow < 1000"]
+    done = plait("run", *arguments, "--json", cwd=folder, env=near)
     assert done.returncode == 0, done.stderr[-3000:]
     stages = {s["name"]: s for s in json.loads(done.stdout.strip().splitlines()[-1])["stages"]}
     assert all(stages[name]["computed"] == 0 for name in ("images", "clips", "scores"))

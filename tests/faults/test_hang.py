@@ -49,6 +49,30 @@ class SlowReader(FakeReader):
         return super().take(rows, columns)
 
 
+@dataclass(frozen=True)
+class DyingReader(FakeReader):
+    """Kills the worker that reads a row for the first time, as the kernel would."""
+
+    fatal_row: int
+    mark: Path
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        if self.fatal_row in rows and "tokens" in columns and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().take(rows, columns)
+
+
+@dataclass
+class DyingJob(FakeJob):
+    """Hands out a reader that kills the second rank once."""
+
+    fatal_row: int = -1
+
+    def reader(self, dataset: str) -> FakeReader:
+        return DyingReader(self.tables[dataset], self.fatal_row, self.scratch / "died")
+
+
 @dataclass
 class SlowJob(FakeJob):
     step_s: float = 0.0
@@ -82,6 +106,27 @@ def calm(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table, ray) -> tupl
 def as_published(rows: Sequence[Row]) -> list[Row]:
     """What two trainings must have in common: the manifest names the folder of its writer."""
     return [{k: v for k, v in row.items() if not k.startswith("manifest")} for row in rows]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_neither_curve_nor_model_and_what_is_trained_is_not_trained_again(
+    tmp_path: Path,
+    packs: pa.Table,  # noqa: F811
+    calm: tuple[list[Row], dict[int, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
+    fatal = loader_of(packs, 4).rows(DISTURBED_AT)[1]
+    near = Training(ahead=1)  # read in advance, but not before step 4 is saved
+    job = DyingJob(tmp_path, {"packs": packs}, num_workers=2, training=near, fatal_row=fatal)
+    rows = list(STAGE.run(job))
+    assert (tmp_path / "died").exists() and [row["step"] for row in rows] == [4, 8, 10]
+    assert pa.Table.from_pylist(rows, STAGE.schema).num_rows == 3
+    assert {step: metrics["loss"] for step, metrics in job.logged} == calm[1]
+    assert calm[1][10] < calm[1][1], "it learns nothing, so nothing is shown"
+    assert as_published(rows) == as_published(calm[0])  # with the digests of the model's files
+    again = FakeJob(tmp_path, {"packs": packs})
+    assert list(STAGE.run(again)) == rows and not again.logged
 
 
 @pytest.mark.slow

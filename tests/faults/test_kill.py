@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from infra.faults import POINTS
 from infra.folder_bucket import LocalBucket
 from pipelines import gc
 from pipelines.standing import Standing
-from tests.conftest import REPO, plait
+from tests.conftest import REPO, answered, plait
 
 TOY = ["pipeline=tests.toy:graph", "source=src", "root=root", "tracking=none", "cluster.stages.lengths.shard_rows=3"]
 
@@ -48,40 +49,60 @@ def shared_ray(ray):
     del os.environ["RAY_ADDRESS"]
 
 
+def change_source(folder: Path) -> None:
+    """One text more, one less."""
+    (folder / "src" / "t9.txt").write_text("gamma9 delta9")
+    (folder / "src" / "t0.txt").unlink()
+
+
+def assert_killed_at(point: str, folder: Path) -> None:
+    """Run until the driver kills itself there."""
+    killed = plait("run", *TOY, cwd=folder, env={"PLAIT_CRASH_AT": point})
+    assert killed.returncode == -signal.SIGKILL, (point, killed.stderr)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Two runs that nobody disturbed: five texts, then one more and a narrower select."""
+def after_first(tmp_path_factory):
+    """A folder on which a run ended that nobody disturbed, for the tests to go on from copies of it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_source(folder)
     assert plait("run", *TOY, cwd=folder).returncode == 0
-    first = contents(folder)
-    (folder / "src" / "t9.txt").write_text("gamma9 delta9")
-    (folder / "src" / "t0.txt").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(after_first, tmp_path_factory):
+    """Two runs that nobody disturbed: five texts, then one more and one less."""
+    folder = tmp_path_factory.mktemp("second")
+    shutil.copytree(after_first, folder, dirs_exist_ok=True)
+    change_source(folder)
     assert plait("run", *TOY, cwd=folder).returncode == 0
-    return first, contents(folder)
+    return contents(after_first), contents(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # ten runs
+def test_a_driver_killed_at_every_arrow_one_after_the_other_ends_with_the_same_rows(tmp_path, undisturbed):
+    """A full materialisation: each run finds what the one before left behind, and dies one arrow later."""
+    write_source(tmp_path)
+    for point in POINTS:
+        if point != "restored":  # there is nothing to restore yet
+            assert_killed_at(f"lengths:{point}", tmp_path)
+    assert plait("run", *TOY, cwd=tmp_path).returncode == 0
+    assert contents(tmp_path) == undisturbed[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_a_driver_killed_at_any_arrow_resumes_to_the_same_rows(point, tmp_path, undisturbed):
-    """In a full materialisation, and in an incremental one whose HEAD has moved away from its base."""
-    first, second = undisturbed
-    write_source(tmp_path)
-    if point != "restored":
-        killed = plait("run", *TOY, cwd=tmp_path, env={"PLAIT_CRASH_AT": f"lengths:{point}"})
-        assert killed.returncode == -signal.SIGKILL
-        assert plait("run", *TOY, cwd=tmp_path).returncode == 0
-        assert contents(tmp_path) == first
-    else:
-        assert plait("run", *TOY, cwd=tmp_path).returncode == 0
-        # another select empties `upper` of some words, so that its HEAD is not the base of the next run's recipe
+def test_a_driver_killed_at_any_arrow_resumes_to_the_same_rows(point, tmp_path, after_first, undisturbed):
+    """In an incremental materialisation, whose HEAD has moved away from its base where something is restored."""
+    _, second = undisturbed
+    shutil.copytree(after_first, tmp_path, dirs_exist_ok=True)
+    if point == "restored":
+        # another mark changes `upper`, so that its HEAD is not the base of the next run's recipe
         assert plait("run", *TOY, "upper.mark=?", cwd=tmp_path).returncode == 0
-    (tmp_path / "src" / "t9.txt").write_text("gamma9 delta9")
-    (tmp_path / "src" / "t0.txt").unlink()
-    killed = plait(
-        "run", *TOY, cwd=tmp_path, env={"PLAIT_CRASH_AT": f"{'upper' if point == 'restored' else 'lengths'}:{point}"}
-    )
-    assert killed.returncode == -signal.SIGKILL
+    change_source(tmp_path)
+    assert_killed_at(f"{'upper' if point == 'restored' else 'lengths'}:{point}", tmp_path)
     assert plait("run", *TOY, cwd=tmp_path).returncode == 0
     assert contents(tmp_path) == second
     # what the killed tries left behind is found by reachability, and nothing that stands is touched
@@ -89,7 +110,13 @@ def test_a_driver_killed_at_any_arrow_resumes_to_the_same_rows(point, tmp_path, 
     gc.collect(root, gc.find(root))
     assert gc.find(root) == []
     assert contents(tmp_path) == second
-    assert plait("run", *TOY, cwd=tmp_path).stdout.rstrip().endswith("Nothing to do: everything is fresh.")
+    assert_all_fresh(tmp_path)
+
+
+def assert_all_fresh(folder: Path) -> None:
+    """Nothing is left to do."""
+    plan = answered("plan", *TOY, cwd=folder)
+    assert {(s["state"], s["compute"], s["drop"]) for s in plan["stages"]} == {("fresh", 0, 0)}
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import ctypes
 import io
-import json
 import time
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from pipelines.rest import EMPTY, SCHEMA, from_bytes, to_bytes
 from pipelines.standing import Standing
 from stages.base import Edge, RowStage
 from stages.ingest import Files, Texts
-from tests.conftest import plait
+from tests.conftest import answered
 
 NUM_ROWS = 1000
 
@@ -84,8 +83,8 @@ def test_of_a_thousand_rows_the_bad_are_known_by_class_message_and_trace_and_all
     for label, entry in rest.items():
         assert entry["attempt"] >= 2 and len(entry["trace_digest"]) == 16, label
         assert label in entry["reason"] or not label.startswith("raise")
-    said = plait("quarantine", "trials", "pipeline=tests.faults.test_thousand:trials", "root=root", "--json", cwd=toy.root.folder.parent)  # fmt: skip  # noqa: E501
-    answer = json.loads(said.stdout.strip().splitlines()[-1])
+    where = ["pipeline=tests.faults.test_thousand:trials", "root=root"]
+    answer = answered("quarantine", "trials", *where, cwd=toy.root.folder.parent)
     assert {(g["stage"], g["error_class"], g["units"]) for g in answer["groups"]} == {
         ("trials", "ValueError", 10), ("trials", "DeadlinePassed", 1), ("trials", "WorkerDied", 1),
     }  # fmt: skip

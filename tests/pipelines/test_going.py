@@ -17,7 +17,7 @@ from infra.s3_bucket import S3Bucket
 from infra.types import RunError, StoppedError, UserError
 from pipelines import gc
 from pipelines.cli import going
-from tests.conftest import REPO, plait
+from tests.conftest import REPO, answered, plait
 from tests.faults.test_mlflow import tracker_at
 
 CLUSTER = {"lengths": {"shard_rows": 1, "batch_rows": 1}}
@@ -132,11 +132,10 @@ def test_a_job_stage_in_the_driver_stops_at_its_next_sign_of_progress(make_toy):
 
 
 @pytest.mark.slow
-def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_after(tmp_path, ray):
+def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_after(tmp_path, near):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.txt").write_text(" ".join(f"slow{i}" for i in range(100)))
     where = ["root=root", "pipeline=tests.toy:graph", "tracking=none"]
-    near = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-m", "pipelines.cli.main", "run", *where, "source=src", "--json"]
     process = subprocess.Popen(
         [*command, "cluster.stages.lengths.shard_rows=1"],
@@ -144,9 +143,9 @@ def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_afte
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until(lambda: list(tmp_path.glob("root/ledger/lengths/*/shard.*")), 60)
-    (running,) = json.loads(plait("status", *where, "--json", cwd=tmp_path).stdout.splitlines()[-1])["running"]
+    (running,) = answered("status", *where, cwd=tmp_path)["running"]
     assert running["pid"] == process.pid and running["command"][0] == "run"
-    plan = json.loads(plait("plan", *where, "source=src", "--json", cwd=tmp_path).stdout.splitlines()[-1])
+    plan = answered("plan", *where, "source=src", cwd=tmp_path)
     assert {s["name"]: s["state"] for s in plan["stages"]}["lengths"] == "waiting"
     process.send_signal(signal.SIGTERM)
     told, errors = process.communicate(timeout=30)

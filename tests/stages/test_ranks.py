@@ -19,12 +19,34 @@ import torch
 from models.any_to_any import AnyToAny, load_model
 from stages.base import Training
 from stages.train.checkpoint import TRAINER_FILE
+from stages.train.stream import Stream
 from tests.conftest import REPO
-from tests.stages.fake_job import checkpoints_of
+from tests.stages import test_pack_recipes as recipes
+from tests.stages.fake_job import FakeReader, checkpoints_of, table_of
 from tests.stages.test_train import STAGE, loader_of, packs  # noqa: F401 - a fixture
 
 RUN = dataclasses.replace(STAGE, steps=9, checkpoint_every=4, learning_rate=2e-2)
+PHASED = dataclasses.replace(
+    STAGE, steps=7, global_batch=2, phases={"small": 4, "large": 3}, warmup=0, schedule="constant",
+    phase_learning_rates={"small": 1e-3, "large": 1e-4},
+)  # fmt: skip
 SHARED_S = 240
+
+
+def stored(table: pa.Table, path: Path) -> str:
+    """Where the ranks read packs; the file's name."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return path.name
+
+
+@pytest.fixture(scope="module")
+def phased(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """Packs of two phases."""
+    phases = {"small": recipes.Phase(size=16, video=False), "large": recipes.Phase(size=32)}
+    given = recipes.tables("features", sizes=(16, 32))
+    rows, _ = recipes.pack(tmp_path_factory.mktemp("phases"), given, recipes.stage(phases=phases))
+    return table_of(rows, recipes.Packs.schema, "packs")
 
 
 def run(folder: Path, world: int, plan: Sequence[dict[str, Any]]) -> None:
@@ -67,11 +89,15 @@ def small_disk(folder: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table, request: pytest.FixtureRequest) -> Path:  # noqa: F811
+def told(
+    tmp_path_factory: pytest.TempPathFactory,
+    packs: pa.Table,  # noqa: F811
+    phased: pa.Table,
+    request: pytest.FixtureRequest,
+) -> Path:
     """Everything that the tests below look at, made by three groups of processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    with pa.OSFile(str(folder / "packs.arrow"), "wb") as sink, pa.ipc.new_file(sink, packs.schema) as writer:
-        writer.write_table(packs)
+    stored(packs, folder / "packs.arrow")
     zero = [Training(zero=z) for z in (0, 1, 2, 3)]
     bf16 = dataclasses.replace(RUN, precision="bf16")
     each = dataclasses.replace(RUN, steps=4, checkpoint_every=1)
@@ -104,6 +130,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, packs: pa.Table, request: pyt
         item("bf16-chain-c", "bf16-chain", zero[2], stage=bf16),
         item("kept", stage=dataclasses.replace(RUN, keep=1, checkpoint_every=2)),
         item("spiky", stage=spiky),
+        item("phases", stage=PHASED, packs=stored(phased, folder / "phased.arrow")),
         item("frozen", stage=frozen),
         item("frozen-again", "frozen", stage=dataclasses.replace(frozen, steps=6)),
     ])  # fmt: skip
@@ -191,6 +218,15 @@ def test_a_loss_that_is_no_number_ends_in_one_sentence_that_names_rank_pack_and_
     assert row["key"].hex()[:12] in said["fault"] and row["parents"][0].hex()[:12] in said["fault"]
     assert list(said["steps"]) == ["1"] and list(healed["steps"]) == ["2", "3", "4"] and healed["fault"] is None
     assert [one.step for one in checkpoints_of(told / "poisoned").all()] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_training_learns_from_the_packs_of_its_phases_at_their_rates(told: Path, phased: pa.Table) -> None:
+    stream, seen, steps = Stream(FakeReader(phased), 2, 0, PHASED.phases), 0, of(told, "phases")
+    assert sorted(steps) == list(range(1, 8))
+    for step in sorted(steps):
+        seen += sum(phased["num_places"][row].as_py() for row in stream.rows(step - 1))
+        assert steps[step]["tokens_seen"] == seen and steps[step]["lr"] == (1e-3 if step <= 4 else 1e-4)
 
 
 @pytest.mark.slow

@@ -197,23 +197,3 @@ def test_it_says_how_long_the_caller_waited() -> None:
         assert 0.05 < ready.stalled_s < 5
         ready.stalled_s = 0.0
         assert list(ready) == [True, True] and ready.stalled_s < 0.05
-
-
-@pytest.mark.slow
-def test_training_learns_from_the_packs_of_its_phases_at_their_rates(
-    tmp_path: Path, ray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
-    phases = {"small": recipes.Phase(size=16, video=False), "large": recipes.Phase(size=32)}
-    made = recipes.tables("features", sizes=(16, 32))
-    rows, _ = recipes.pack(tmp_path, made, recipes.stage(phases=phases))
-    packs, steps = table_of(rows, recipes.Packs.schema, "packs"), {"small": 4, "large": 3}
-    stage = Model(trunk=SHAPE, parts=Parts(), steps=7, global_batch=2, phases=steps, warmup=0, schedule="constant",
-                  phase_learning_rates={"small": 1e-3, "large": 1e-4})  # fmt: skip
-    job = FakeJob(tmp_path / "run", {"packs": packs})
-    list(stage.run(job))
-    stream, seen = Stream(FakeReader(packs), 2, 0, steps), 0
-    for step, metrics in job.logged:
-        seen += sum(packs["num_places"][row].as_py() for row in stream.rows(step - 1))
-        assert metrics["tokens_seen"] == seen and metrics["lr"] == (1e-3 if step <= 4 else 1e-4)
-    assert [step for step, _ in job.logged] == list(range(1, 8))

@@ -1,14 +1,9 @@
-"""Training: the data is a function of the step, and neither ranks nor a killed worker change the curve."""
+"""Training: the data is a function of the step, and under any number of ranks."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +14,6 @@ from models.flops import TrunkShape
 from models.layout import Format, Layout
 from models.recipe import Parts
 from models.vocabulary import TEXT, VISION, Vocabulary
-from stages.base import Training
 from stages.pack import Packs
 from stages.train.loader import Loader, joined, sums_by_modality
 from stages.train.stream import permuted
@@ -31,7 +25,6 @@ SHAPE = TrunkShape(layers=2, width=32, heads=4, kv_heads=2, ffn=48)
 STAGE = Model(
     trunk=SHAPE, parts=Parts(), steps=10, global_batch=4, learning_rate=5e-3, warmup=3, checkpoint_every=4, dropout=0.0
 )
-DIES_AT = 6
 
 
 def loader_of(packs: pa.Table, global_batch: int) -> Loader:
@@ -86,69 +79,6 @@ def test_sums_by_modality() -> None:
     targets = np.array([0, 10, 18, 19, 5])
     sums = list(sums_by_modality(np.arange(5.0), targets, np.array([1, 1, 0.5, 0.5, 0], np.float32), vocabulary))
     assert sums[2 * TEXT : 2 * TEXT + 2] == [0.0, 1.0] and sums[2 * VISION : 2 * VISION + 2] == [5.0, 2.0]
-
-
-@dataclass(frozen=True)
-class DyingReader(FakeReader):
-    """Kills the worker that reads the pack of a certain order for the first time, as the kernel would."""
-
-    fatal_row: int
-    mark: Path
-
-    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        if self.fatal_row in rows and "tokens" in columns and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().take(rows, columns)
-
-
-@dataclass
-class DyingJob(FakeJob):
-    """Hands out a reader that kills the second rank once."""
-
-    fatal_row: int = -1
-
-    def reader(self, dataset: str) -> FakeReader:
-        return DyingReader(self.tables[dataset], self.fatal_row, self.scratch / "died")
-
-
-def model_of(job: FakeJob, step: int) -> Any:
-    """The model of a job's checkpoint."""
-    from models.any_to_any import load_model
-
-    (found,) = [one for one in job.checkpoints.all() if one.step == step]
-    with job.checkpoints.fetch(found) as folder:
-        return load_model(folder)[0]
-
-
-@pytest.mark.slow
-def test_two_ranks_one_killed_give_the_curve_of_one_undisturbed_rank(
-    tmp_path: Path, packs: pa.Table, ray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stages.train.train.LOG_EVERY", 1)
-    calm = FakeJob(tmp_path / "calm", {"packs": packs}, num_workers=1)
-    rows = list(STAGE.run(calm))
-    assert [row["step"] for row in rows] == [4, 8, 10]
-    assert pa.Table.from_pylist(rows, STAGE.schema).num_rows == 3
-    fatal = loader_of(packs, 4).rows(DIES_AT)[1]
-    near = Training(ahead=1)  # read in advance, but not before step 4 is saved
-    job = DyingJob(tmp_path / "killed", {"packs": packs}, num_workers=2, training=near, fatal_row=fatal)
-    killed_rows = list(STAGE.run(job))
-    assert (job.scratch / "died").exists()
-    expected, found = dict(calm.logged), dict(job.logged)
-    assert sorted(expected) == sorted(found) == list(range(1, 11))
-    for step, metrics in expected.items():
-        for name in ("loss", "loss/text", "loss/vision", "lr", "tokens_seen"):
-            assert found[step][name] == pytest.approx(metrics[name], rel=2e-4), (step, name)
-    assert [row["tokens_seen"] for row in rows] == [row["tokens_seen"] for row in killed_rows]
-    assert expected[10]["loss"] < expected[1]["loss"]
-
-    one, two = (model_of(j, 10).state_dict() for j in (calm, job))
-    for name, weight in one.items():
-        assert np.allclose(weight, two[name], rtol=1e-2, atol=2e-4), name
-
-    again = FakeJob(tmp_path / "calm", {"packs": packs})
-    assert list(STAGE.run(again)) == rows and not again.logged
 
 
 @pytest.mark.parametrize("tied", [False, True])

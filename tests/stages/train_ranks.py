@@ -1,6 +1,7 @@
 """One rank of trainings without Ray: `python train_ranks.py FOLDER RANK WORLD` does what FOLDER/plan.pickle lists.
 
-Each item: name, stage, training (placement), where its checkpoints lie, the step after which rank 0 is told to stop.
+Each item: name, stage, training (placement), where its checkpoints lie, the step after which rank 0 is told to stop,
+the file of its packs.
 What the ranks tell goes to FOLDER/<name>.json.
 """
 
@@ -84,9 +85,9 @@ def main() -> None:
     ray.train.torch.get_device = lambda: torch.device("cpu")
     from stages.train.loop import train_worker
 
-    packs = pa.ipc.open_file(folder / "packs.arrow").read_all()
-    form = Format.from_json(packs["format"][0].as_py())
     for item in pickle.loads((folder / f"plan-{world}.pickle").read_bytes()):
+        packs = pa.ipc.open_file(folder / item.get("packs", "packs.arrow")).read_all()
+        form = Format.from_json(packs["format"][0].as_py())
         told = Told()
         config = {
             "stage": item["stage"], "training": item["training"], "form": form,
