@@ -2,8 +2,8 @@
 
     python -m benchmarks.sampling --runs 5
 
-cached     1024 tokens after a prompt are drawn greedily, with the cache and with a whole pass for each. The uncached
-           side would take minutes: it is timed at evenly spaced lengths (`--probes`) and summed by the trapezoid rule.
+cached     1024 tokens after a prompt are drawn greedily, with the cache and with a whole pass for each. Without it that
+           would take minutes: it is timed at evenly spaced lengths (`--probes`) and summed by the trapezoid rule.
            Target: at least 5 times as fast.
 scales     one picture on one trunk and codebook: its grid code by code (raster), and by its scales (NextFlow's
            schedule). 8x8 places are 64 pixels of a tokenizer that halves three times, 32x32 are 256. Target: at most a

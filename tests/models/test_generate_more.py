@@ -27,7 +27,7 @@ from tests.models.recipes import picture_of as random_picture
 from tests.tokenizers import vq
 
 GREEDY = Sampling(temperature=0)
-FREE = Sampling(top_k=12, top_p=0.9, guidance=2.5, steps=4)
+FREE = Sampling(temperature=8.0, top_k=12, top_p=0.9, guidance=2.5, steps=4)
 GRIDS = {name: ((1, 2, 4),) for name in NAMES} | {"nextflow": tuple((1, *sides) for sides in SCALES)}
 DRAWN = ("emu3", "chameleon", "janus", "nextflow", "transfusion")
 WORDS = [TEXT.encode(text) for text in ("a", "a longer prompt", "red")]

@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(local / "tokenizer")
     (local / "text_tokenizer" / BYTES).touch()
     saved = [CheckpointFolder(root, f"checkpoints/{name}/k").save(0, local / name, {"size": 256}) for name in ("tokenizer", "text_tokenizer")]  # fmt: skip  # noqa: E501
-    vision = put(root, Tokenizer, [row(saved[0], Tokenizer)], {})
+    vision = put(root, Tokenizer, [row(saved[0], Tokenizer, kind="vq")], {})
     words = put(root, TextTokenizer, [row(saved[1], TextTokenizer, kind="bytes")], {})
     stage = Indices(size=16, frames_per_clip=3)
     clips = [
