@@ -37,7 +37,7 @@ def panned(step: int, num_frames: int = 9, side: int = 96) -> np.ndarray:
 @pytest.mark.shared
 def test_published_totals(shared: Path) -> None:
     rows = json.loads((shared / "oracles" / "benchmark_scores.json").read_text())["vbench"]["models"]
-    assert len(rows) == 13
+    assert len(rows) == 9
     for row in rows.values():
         found = total({name: value / 100 for name, value in row["dimensions_percent"].items()})
         assert {name: 100 * value for name, value in found.items()} == pytest.approx(row["published"], abs=0.0101)
@@ -84,7 +84,7 @@ def test_what_moves() -> None:
 def test_steady_motion_is_smooth_and_jumps_are_not() -> None:
     steady = panned(2)
     jumping = steady[[0, 2, 1, 3, 3, 6, 5, 8, 8]]
-    assert smoothness(panned(0)) == 1 and smoothness(steady) > 0.985 > smoothness(jumping) + 0.01
+    assert smoothness(panned(0)) > 0.99999 and smoothness(steady) > 0.985 > smoothness(jumping) + 0.01
     # along the flow it is nearer to the frame between than the mean of its neighbours
     mean = steady[:-2].astype(float) / 2 + steady[2:].astype(float) / 2
     assert smoothness(steady) > 1 - np.abs(mean - steady[1:-1])[::2].mean() / 255
