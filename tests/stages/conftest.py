@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+
+from tests.stages.endpoint_server import Endpoint
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,17 @@ def corpus_clips(corpus: Corpus, video_row: Callable[[Path], dict[str, Any]]) ->
         elif told["kind"] == "video" and "scenes" in told:
             clips[name] = cutter.process([video_row(path)], None)[0]
     return clips
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """An endpoint that the environment points at."""
+    made = Endpoint()
+    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("OPENAI_BASE_URL", made.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "word")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from stages.caption import pixels, vlm_endpoint
 from stages.caption.caption import Captions
 from stages.clip import Clips
 from tests.stages.conftest import Corpus
+from tests.stages.endpoint_server import Endpoint, said
 
 UNNAMEABLE = {"text_heavy", "low_quality", "too_fast"}
 
@@ -157,58 +155,6 @@ def test_batches_do_not_matter(corpus_clips: dict[str, list[dict[str, Any]]]) ->
     assert isinstance(together[3], BadRow) and isinstance(alone[3], BadRow)
     assert together[:3] + together[4:] == alone[:3] + alone[4:]
     assert set(together[0][0]) == set(Captions.schema.names)
-
-
-Answer = Callable[[dict[str, Any], int], tuple[int, dict[str, Any]]]
-
-
-class Endpoint:
-    """A tiny server with the chat completions route; `answer` decides by the request and its number."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.answer: Answer = lambda body, number: (200, said("a cat"))
-        outer, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append(body | {"path": self.path})
-                    number = len(outer.requests)
-                status, payload = outer.answer(body, number)
-                data = json.dumps(payload).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.send_header("retry-after-ms", "1")
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: Any) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-
-def said(text: str | None, **more: Any) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text, **more}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    made = Endpoint()
-    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("OPENAI_BASE_URL", made.url)
-    monkeypatch.setenv("OPENAI_API_KEY", "word")
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    thread.join()
 
 
 @pytest.fixture

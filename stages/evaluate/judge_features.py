@@ -1,0 +1,62 @@
+"""Features of pictures: of pixels, or of an encoder with weights at a local path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.types import BadRow, UserError
+from stages import weights
+from stages.evaluate.judge import Answer
+from stages.evaluate.suite import Evidence
+
+_SIDE = 16
+
+
+class Pixels:
+    """A picture of 16 x 16, averaged down; no weights. Its name stands in the score."""
+
+    name = "pixels-16"
+    gives: Evidence = "features"
+
+    def evidence(self, answers: Sequence[Answer]) -> list[Mapping[str, Any] | BadRow]:
+        """768 numbers, 0 to 1."""
+        return [_one(answer) for answer in answers]
+
+
+class InceptionFeatures:
+    """FID's Inception v3 as safetensors (models/inception.py), by path; never with random weights."""
+
+    gives: Evidence = "features"
+
+    def __init__(self, place: str) -> None:
+        from models.inception import load_inception
+
+        try:
+            self._inception = load_inception(Path(place).expanduser())
+        except (OSError, ValueError) as error:
+            raise UserError(f"FID needs Inception's weights: {error}") from error
+        self.name = f"inception-{weights.named(place)}"
+
+    def evidence(self, answers: Sequence[Answer]) -> list[Mapping[str, Any] | BadRow]:
+        """2048 numbers."""
+        return [self._one(answer) for answer in answers]
+
+    def _one(self, answer: Answer) -> Mapping[str, Any] | BadRow:
+        try:
+            return {"image": self._inception.features(answer.picture()[None])[0], "text": None}
+        except BadRow as bad:
+            return bad
+
+
+def _one(answer: Answer) -> Mapping[str, Any] | BadRow:
+    import cv2
+
+    try:
+        small = cv2.resize(answer.picture(), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    except BadRow as bad:
+        return bad
+    return {"image": np.asarray(small, np.float32).ravel() / 255, "text": None}
