@@ -180,4 +180,5 @@ def _drawn(shape: str, turn: float, size: tuple[int, ...], x: float, y: float, r
     mask = np.zeros((size[0] * _SUPER, size[1] * _SUPER), np.uint8)
     corners = (_corners(shape, turn) * radius + np.array([x + 0.5, y + 0.5])) * _SUPER - 0.5
     cv2.fillPoly(mask, [np.rint(corners * 64).astype(np.int32)], 1, shift=6)
-    return cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    shares = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(shares, np.float32)

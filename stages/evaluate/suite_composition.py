@@ -68,6 +68,11 @@ class Composition(Suite):
 
     def questions(self, prompts: bytes | None) -> Iterator[Question]:
         """Every task's prompts, no sentence twice, its held ones behind; it has no file of prompts."""
+        for task, scene in self.scenes():
+            yield Question(prompt=scene.caption(moving=False), task=task, about=_claim(scene, task.removesuffix(HELD)))
+
+    def scenes(self) -> Iterator[tuple[str, world.Scene]]:
+        """What the prompts tell of, with their tasks: drawn and judged, the best that any model can reach."""
         for task in (*TASKS, *(name + HELD for name in WITH_HELD)):
             rng = np.random.default_rng([self.seed, *task.encode()])
             scenes: dict[str, world.Scene] = {}
@@ -76,8 +81,7 @@ class Composition(Suite):
                 scenes.setdefault(scene.caption(moving=False), scene)
                 if len(scenes) == self.prompts_per_task:
                     break
-            for prompt, scene in scenes.items():
-                yield Question(prompt=prompt, task=task, about=_claim(scene, task.removesuffix(HELD)))
+            yield from ((task, scene) for scene in scenes.values())
 
     def verdict(self, question: Question, evidence: Mapping[str, Any]) -> Verdict:
         """1 where the claim holds; in `parts` why not, and what chance needs: the claim, and what was seen."""

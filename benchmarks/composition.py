@@ -1,0 +1,121 @@
+"""The composition suite on truth, on truth redrawn by tokenizers (the most that is possible), and on checkpoints.
+
+    python -m benchmarks.composition truth [TOKENIZER ...]             folders of checkpoints of a tokenizer
+    python -m benchmarks.composition curve TEXT TOKENIZER MODEL ...    folders of checkpoints, one row each
+
+Each row is a task: the score, the 95 % interval of a bootstrap over prompts, and chance (stages/evaluate/
+suite_composition.py). One thread. Checkpoints lie in <root>/checkpoints/NAME/<key>.<n>/step-NNNNNN.<nonce>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from models.any_to_any import AnyToAny, load_model
+from models.generate import Sampling, draw_codes, draw_scales
+from models.layout import finest, prompt
+from models.raster import TextTokenizer
+from models.tokenizers.interface import Encoded, VisionTokenizer, load_tokenizer, to_bytes, to_pixels
+from models.tokenizers.text import load_text_tokenizer
+from stages import sample_world as world
+from stages.evaluate.detector_pixels import detected
+from stages.evaluate.suite import Judged, Question
+from stages.evaluate.suite_composition import Composition
+
+SIDE, BATCH, RESAMPLES = 64, 60, 2000
+
+
+def rendered(scene: world.Scene, seed: int) -> np.ndarray:
+    """The scene as the corpus has it, at 64 pixels."""
+    rng = np.random.default_rng(seed)
+    layout = None
+    while layout is None:
+        layout = world.laid_out(rng, scene, 1, 1)
+    picture = world.sensed(rng, world.drawn(world.ground(rng, scene.background, 128, 128), layout, 0.5))
+    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+
+def redrawn(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pictures through the tokenizer and back."""
+    out: list[np.ndarray] = []
+    for start in range(0, len(pictures), BATCH):
+        pixels = to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])[:, None]))
+        out += list(to_bytes(tokenizer.decode(tokenizer.encode(pixels)))[:, 0].numpy())
+    return out
+
+
+def answers(
+    model: AnyToAny, text: TextTokenizer, tokenizer: VisionTokenizer, prompts: Sequence[str], how: Sampling
+) -> list[np.ndarray]:
+    """A picture for each prompt, of models of codes or scales."""
+    form, grids = model.form, tokenizer.grids(1, SIDE, SIDE)
+    grid, out = finest(grids), []
+    for start in range(0, len(prompts), BATCH):
+        told = [prompt(text.encode(one), grid, form, text) for one in prompts[start : start + BATCH]]
+        plain = [prompt([], grid, form, text)] * len(told)
+        if form.layout.vision == "scales":
+            ids = draw_scales(model, told, [one[1:] for one in grids], how, plain=plain)
+        else:
+            ids = draw_codes(model, told, grid, how, plain)
+        out += list(to_bytes(tokenizer.decode(Encoded(grids=grids, ids=ids)))[:, 0].numpy())
+    return out
+
+
+def report(suite: Composition, questions: Sequence[Question], pictures: Sequence[np.ndarray]) -> None:
+    """Judge and print."""
+    judged = [
+        Judged(question=one.prompt, task=one.task, index=0, verdict=suite.verdict(one, detected(picture)))
+        for one, picture in zip(questions, pictures, strict=True)
+    ]
+    scores, rng = suite.scores(judged), np.random.default_rng(0)
+    for task in dict.fromkeys(one.task for one in judged):
+        of = np.array([one.verdict.score for one in judged if one.task == task])
+        low, high = np.quantile(of[rng.integers(0, len(of), (RESAMPLES, len(of)))].mean(1), [0.025, 0.975])
+        score, chance = scores[f"{suite.name}/{task}"], scores[f"{suite.name}/{task}_chance"]
+        print(f"{task:>17} {score:6.3f}  {low:.3f} to {high:.3f}  chance {chance:.3f}  of {len(of)}")
+    print(f"{'overall':>17} {scores['composition/overall']:6.3f}  held {scores['composition/held']:.3f}", flush=True)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Print the tables."""
+    suite = Composition(prompts_per_task=given.prompts)
+    questions = list(suite.questions(None))
+    if given.what == "truth":
+        pictures = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
+        print("truth")
+        report(suite, questions, pictures)
+        for folder in given.folders:
+            print(folder)
+            report(suite, questions, redrawn(load_tokenizer(Path(folder)), pictures))
+        return
+    text, tokenizer = load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1]))
+    how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
+    for folder in given.folders[2:]:
+        model, step = load_model(Path(folder))
+        began = time.process_time()
+        pictures = answers(model, text, tokenizer, [one.prompt for one in questions], how)
+        print(f"step {step}, {time.process_time() - began:.0f} CPU s of drawing, {how}: {folder}")
+        if given.sheet:
+            rows = [np.concatenate(pictures[n : n + 10], 1) for n in range(0, len(pictures) - 9, given.prompts)]
+            cv2.imwrite(f"{given.sheet}-{step:06d}.png", np.concatenate(rows)[..., ::-1])
+        report(suite, questions, pictures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["truth", "curve"])
+    parser.add_argument("folders", nargs="*")
+    parser.add_argument("--prompts", type=int, default=60, help="of each task")
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-k", type=int, default=64)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--sheet", help="beginning of the names of sheets of drawings")
+    torch.set_num_threads(1)
+    main(parser.parse_args())
