@@ -85,6 +85,10 @@ class Evaluation:
     """Most new checkpoints that one look takes on, the newest first; unset: all."""
     suites: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `questions`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The suites' own settings."""
+    recorded: Mapping[str, str] = field(default_factory=dict)
+    """Files of evidence that another tool found, by suite."""
     gates: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `scores`."""
 

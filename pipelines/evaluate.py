@@ -17,6 +17,7 @@ from pipelines.config import Config
 from pipelines.graph import Graph
 from stages.evaluate.checkpoints import Checkpoints, Listed
 from stages.evaluate.generations import Generations
+from stages.evaluate.opinions import Opinions
 from stages.evaluate.questions import Questions
 from stages.evaluate.scores import Scores
 from stages.evaluate.trials import Trials
@@ -33,6 +34,7 @@ def graph(config: Config) -> Graph:
         config.node(Trials),
         config.node(Generations),
         config.node(Verdicts),
+        config.node(Opinions),
         config.node(Scores),
     )
     return Graph(config.pipeline, nodes)

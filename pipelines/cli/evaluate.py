@@ -207,7 +207,7 @@ def _show(made: Any, rows: Sequence[dict[str, Any]], result: dict[str, Any] | No
     last = rows[-1]["training"], rows[-1]["step"]
     shown = [row for row in rows if (row["training"], row["step"]) == last]
     lines = [
-        [row["score"], f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
+        [row["score"], _number(row["value"]), f"{_number(row['low'])} to {_number(row['high'])}"]
         + [str(row["num_questions"]), row["outcome"] or "-"]
         for row in shown
     ]
@@ -216,6 +216,10 @@ def _show(made: Any, rows: Sequence[dict[str, Any]], result: dict[str, Any] | No
     champion = [row for row in rows if row["champion"]]
     if champion:
         console.print(f"Champion    {champion[-1]['training'][:8]} step {champion[-1]['step']}", markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _write_page(path: str | None, rows: Sequence[dict[str, Any]]) -> None:

@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from stages.base import BadRow, Outcome, Row
 from stages.evaluate.judge import Answer, Judge
-from stages.evaluate.suite import Judged, Question, Verdict
-from stages.evaluate.suites import suite_of
+from stages.evaluate.suite import Judged, Question, Suite, Verdict
 
 ANSWER_COLUMNS = (
     "files_sha256", "training", "step", "question", "index", "suite", "task", "prompt", "about", "evidence", "media",
@@ -41,11 +40,11 @@ VERDICT_SCHEMA = pa.schema(
 JSON."""
 
 
-def verdicts_of(rows: Sequence[Row], judge: Judge) -> list[Outcome]:
-    """What a judge finds in answers, and what their suites make of it."""
+def verdicts_of(rows: Sequence[Row], judge: Judge, suite: Suite) -> list[Outcome]:
+    """What a judge finds in answers of one suite, and what the suite makes of it."""
     answers = [_answer(row) for row in rows]
     return [
-        found if isinstance(found, BadRow) else [_verdict(row, answer.question, found, judge.name)]
+        found if isinstance(found, BadRow) else _verdict(row, suite, answer.question, found, judge.name)
         for row, answer, found in zip(rows, answers, judge.evidence(answers), strict=True)
     ]
 
@@ -62,15 +61,20 @@ def _answer(row: Row) -> Answer:
     )
 
 
-def _verdict(row: Row, question: Question, evidence: Mapping[str, Any], judge: str) -> Row:
-    verdict = suite_of(row["suite"]).verdict(question, evidence)
-    return {
-        **{name: row[name] for name in _PASSED_ON},
-        "judge": judge,
-        "score": None if math.isnan(verdict.score) else verdict.score,
-        "parts": json.dumps(verdict.parts, sort_keys=True),
-        "features": evidence.get("image"),
-    }
+def _verdict(row: Row, suite: Suite, question: Question, evidence: Mapping[str, Any], judge: str) -> Outcome:
+    try:
+        verdict = suite.verdict(question, evidence)
+    except BadRow as bad:
+        return bad
+    return [
+        {
+            **{name: row[name] for name in _PASSED_ON},
+            "judge": judge,
+            "score": None if math.isnan(verdict.score) else verdict.score,
+            "parts": json.dumps(verdict.parts, sort_keys=True),
+            "features": evidence.get("image"),
+        }
+    ]
 
 
 def judged_of(rows: Iterable[Row]) -> list[Judged]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from infra.types import UserError
 from stages.base import Edge, Job, JobStage, Row
-from stages.evaluate.suites import suite_of
+from stages.evaluate.suites import Options, meant, suite_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,6 @@ class Asked:
     limit: int | None = None
     """Only the first so many questions."""
     seed: int = 0
-    options: Mapping[str, int | float | str | bool | None] = field(default_factory=dict)
-    """The suite's own, by name."""
     drawn: Drawn = field(default_factory=Drawn)
 
     def __post_init__(self) -> None:
@@ -84,22 +82,24 @@ class Questions(JobStage):
 
     suites: Mapping[str, Asked] = field(default_factory=dict)
     """By name (stages/evaluate/suites.py)."""
+    options: Options = field(default_factory=dict)
+    """The suites' own settings."""
 
     def __post_init__(self) -> None:
-        for name, asked in self.suites.items():
-            suite_of(name, asked.options)
+        for name in self.suites:
+            suite_of(name, self.options)
         if not self.suites:
             raise UserError("no suite is asked for: choose evaluation=fast, or write questions.suites.composition={}")
 
     def settings(self) -> dict[str, Any]:
         """Files of prompts by what they hold, not by where they lie."""
         suites = {name: asdict(asked) | {"prompts": _digest(asked.prompts)} for name, asked in self.suites.items()}
-        return super().settings() | {"suites": suites}
+        return super().settings() | {"suites": suites} | meant(self.options)
 
     def run(self, job: Job) -> Iterator[Row]:
         """Suite by suite."""
         for name, asked in self.suites.items():
-            suite = suite_of(name, asked.options)
+            suite = suite_of(name, self.options)
             how = json.dumps(asdict(asked.drawn) | {"seed": asked.seed}, sort_keys=True)
             for number, question in enumerate(suite.questions(_read(asked.prompts))):
                 if asked.limit is not None and number >= asked.limit:

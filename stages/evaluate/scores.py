@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from stages.base import Edge, Job, JobStage, Row
 from stages.evaluate.judging import VERDICT_COLUMNS, judged_of
 from stages.evaluate.statistics import Comparison, Gate, Interval, Ruling, alone, compared, intervals, ruled
 from stages.evaluate.suite import Judged, Suite
-from stages.evaluate.suites import revisions, suite_of
+from stages.evaluate.suites import Options, class_of, meant, scores_of, suite_of
 
 _CHECKPOINT_COLUMNS = ("files_sha256", "checkpoint", "training", "begun", "step")
 OUTCOMES = ("pass", "fail", "inconclusive")
@@ -48,6 +49,7 @@ class Scores(JobStage):
         Edge("checkpoints", columns=_CHECKPOINT_COLUMNS),
         Edge("trials", columns=("files_sha256", "suite", "question")),
         Edge("verdicts", columns=VERDICT_COLUMNS),
+        Edge("opinions", columns=VERDICT_COLUMNS),
     )
     schema: ClassVar[pa.Schema] = pa.schema(
         [
@@ -58,9 +60,9 @@ class Scores(JobStage):
             ("suite", pa.string()),
             ("asked", pa.string()),
             ("score", pa.string()),
-            ("value", pa.float64()),
-            ("low", pa.float64()),
-            ("high", pa.float64()),
+            pa.field("value", pa.float64(), nullable=True),
+            pa.field("low", pa.float64(), nullable=True),
+            pa.field("high", pa.float64(), nullable=True),
             ("num_questions", pa.int64()),
             ("num_judged", pa.int64()),
             ("num_wanted", pa.int64()),
@@ -74,25 +76,29 @@ class Scores(JobStage):
 
     gates: Mapping[str, Bound] = field(default_factory=dict)
     """By the name of the score, as composition/overall."""
+    options: Options = field(default_factory=dict)
+    """The suites' own settings."""
     resamples: int = 1000
     """Draws of questions for an interval."""
 
     def __post_init__(self) -> None:
         for name, bound in self.gates.items():
-            suite_of(name.partition("/")[0])
+            class_of(name.partition("/")[0])
             Gate(score=name, floor=bound.floor, max_drop=bound.max_drop)
         if self.resamples < 100:
             raise UserError(f"scores.resamples is {self.resamples}: give 100 or more, 1000 are usual")
 
     def settings(self) -> dict[str, Any]:
         """With the revisions of the suites."""
-        return super().settings() | {"suites": revisions()}
+        return super().settings() | meant(self.options)
 
     def run(self, job: Job) -> Iterator[Row]:
         """Checkpoint by checkpoint, as they were trained."""
         checkpoints = sorted(_rows(job, "checkpoints", ("key", *_CHECKPOINT_COLUMNS)), key=_order)
         wanted, asked = _wanted(_rows(job, "trials", ("files_sha256", "suite", "question")))
-        judged, judges = _judged(_rows(job, "verdicts", VERDICT_COLUMNS))
+        judged, judges = _judged(
+            [row for name in ("verdicts", "opinions") for row in _rows(job, name, VERDICT_COLUMNS)]
+        )
         walk = _Walk(self, judged, wanted, asked)
         for number, checkpoint in enumerate(checkpoints):
             job.progress(number, len(checkpoints), "checkpoints scored")
@@ -114,9 +120,9 @@ class Scores(JobStage):
                     "suite": suite,
                     "asked": walk.asked[name, suite],
                     "score": score,
-                    "value": interval.value,
-                    "low": interval.low,
-                    "high": interval.high,
+                    "value": _finite(interval.value),
+                    "low": _finite(interval.low),
+                    "high": _finite(interval.high),
                     "num_questions": interval.num_questions,
                     "num_judged": len(found),
                     "num_wanted": walk.wanted[name, suite],
@@ -166,17 +172,18 @@ class _Walk:
         for score, bound in self.stage.gates.items():
             max_drop = None if self.champion is None else bound.max_drop
             if bound.floor is not None or max_drop is not None:
-                better = suite_of(score.partition("/")[0]).higher_is_better
+                better = class_of(score.partition("/")[0]).higher_is_better
                 yield Gate(score=score, floor=bound.floor, max_drop=max_drop, higher_is_better=better)
 
     def _compared(self, name: str, score: str) -> Comparison:
-        suite, how = score.partition("/")[0], {"resamples": self.stage.resamples}
-        new = self.judged.get((name, suite), [])
+        suite = suite_of(score.partition("/")[0], self.stage.options)
+        new = suite.settled(self.judged.get((name, suite.name), []))
         if not new:
             return Comparison(new={}, change={}, missing=1.0)
         if self.champion is None:
-            return alone(suite_of(suite).scores, new, **how)
-        return compared(suite_of(suite).scores, self.judged.get((self.champion, suite), []), new, **how)
+            return alone(scores_of(suite), new, resamples=self.stage.resamples)
+        old = suite.settled(self.judged.get((self.champion, suite.name), []))
+        return compared(scores_of(suite), old, new, resamples=self.stage.resamples)
 
     def _is_whole(self, name: str) -> bool:
         """Whether every answer that is wanted of the gates' suites has a verdict."""
@@ -188,10 +195,12 @@ def _sure(suite: Suite, judged: Sequence[Judged], resamples: int) -> dict[str, I
     """Scores with their intervals; without an interval where drawing questions anew gives none."""
     if not judged:
         return {}
-    settled = suite.settled(judged)
-    if suite.resampled:
-        return intervals(suite.scores, settled, resamples=resamples)
-    return intervals(suite.scores, settled, resamples=0)
+    draws = resamples if suite.resampled else 0
+    return intervals(scores_of(suite), suite.settled(judged), resamples=draws)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _order(row: Row) -> tuple[str, str, int]:

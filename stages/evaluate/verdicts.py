@@ -1,47 +1,94 @@
-"""Judging what needs no one else: pixels, words, and what a detector sees."""
+"""Judging what needs no one else: pixels, words, features, and what a detector sees."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from infra.types import UserError
+from stages import weights
 from stages.base import Edge, Kit, Outcome, Row, RowStage
 from stages.evaluate.judge import Itself, Judge
 from stages.evaluate.judging import ANSWER_COLUMNS, VERDICT_SCHEMA, verdicts_of
-from stages.evaluate.suites import revisions
+from stages.evaluate.suite import Evidence
+from stages.evaluate.suites import Options, class_of, meant, suite_of
+
+_EVIDENCE: tuple[Evidence, ...] = ("pixels", "words", "objects", "features")
+_OWN_DETECTOR = ("composition",)
+"""Suites whose things the detector without weights knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts(RowStage):
-    """One verdict per answer whose evidence this machine can find by itself.
+    """One verdict per answer whose evidence this machine finds by itself, or that was recorded.
 
     pixels, words   the answer itself, nothing but arithmetic: the judge is called "measured"
-    objects         of a detector without weights, which knows the shapes of the sample corpus: "pixels@REVISION"
+    objects         of a detector without weights, which knows the shapes of the sample corpus alone: "pixels@REVISION";
+                    for other suites recorded ones
+    features        16 x 16 pixels, or of FID's Inception where `inception` names its weights
+    recorded        JSON lines of another tool (stages/evaluate/judge_recorded.py), before all others
     """
 
     writes: ClassVar[str] = "verdicts"
     inputs: ClassVar[tuple[Edge, ...]] = (
-        Edge("generations", columns=ANSWER_COLUMNS, where="evidence in ('pixels', 'words', 'objects')"),
+        Edge("generations", columns=ANSWER_COLUMNS, where="evidence in ('pixels', 'words', 'objects', 'features')"),
     )
     schema: ClassVar[pa.Schema] = VERDICT_SCHEMA
 
+    options: Options = field(default_factory=dict)
+    """The suites' own settings."""
+    recorded: Mapping[str, str] = field(default_factory=dict)
+    """Files of recorded evidence, by suite."""
+    inception: str | None = None
+    """FID's Inception v3 as safetensors, for pictures_fid."""
+
     def settings(self) -> dict[str, Any]:
-        """With the revisions of suites and detector: a verdict that means something else has another key."""
+        """Files by what they hold; with the detector's revision: what means something else has another key."""
         from stages.evaluate.detector_pixels import REVISION
 
-        return super().settings() | {"suites": revisions(), "detector": f"pixels@{REVISION}"}
+        files = {name: weights.named(path) for name, path in self.recorded.items()}
+        inception = weights.named(self.inception) if self.inception else None
+        own = {"recorded": files, "inception": inception, "detector": f"pixels@{REVISION}"}
+        return super().settings() | own | meant(self.options, _EVIDENCE)
 
     def setup(self, kit: Kit) -> dict[str, Judge]:
-        """Judges by the evidence that they give."""
-        from stages.evaluate.judge_pixels import PixelDetector
-
-        return {"pixels": Itself("pixels"), "words": Itself("words"), "objects": PixelDetector()}
+        """Judges by suite; each is made when it is first asked."""
+        return {}
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
-        """Answers of one kind together."""
-        kinds = groupby(rows, key=lambda row: row["evidence"])
-        return [outcome for kind, alike in kinds for outcome in verdicts_of(list(alike), tools[kind])]
+        """Answers of one suite together."""
+        outcomes: list[Outcome] = []
+        for name, alike in groupby(rows, key=lambda row: row["suite"]):
+            if name not in tools:
+                tools[name] = self._judge(name)
+            outcomes += verdicts_of(list(alike), tools[name], suite_of(name, self.options))
+        return outcomes
+
+    def _judge(self, name: str) -> Judge:
+        gives = class_of(name).evidence
+        if name in self.recorded:
+            from stages.evaluate.judge_recorded import Recorded
+
+            return Recorded(self.recorded[name], gives)
+        if gives in ("pixels", "words"):
+            return Itself(gives)
+        if gives == "objects" and name in _OWN_DETECTOR:
+            from stages.evaluate.judge_pixels import PixelDetector
+
+            return PixelDetector()
+        if name == "pictures_pixels":
+            from stages.evaluate.judge_features import Pixels
+
+            return Pixels()
+        if name == "pictures_fid" and self.inception:
+            from stages.evaluate.judge_features import InceptionFeatures
+
+            return InceptionFeatures(self.inception)
+        raise UserError(
+            f"nobody here can judge {name}, which rests on {gives}: give verdicts.recorded={{{name}: FILE}} of"
+            " another tool's" + (", or verdicts.inception=FILE" if name == "pictures_fid" else "")
+        )

@@ -38,7 +38,7 @@ from tests.pipelines.test_export import put, row
 from tests.tokenizers import vq
 
 SHAPE = TrunkShape(layers=1, width=32, heads=2, kv_heads=1, ffn=32)
-SMALL = ("evaluation.suites.composition.options.prompts_per_task=2", "scores.resamples=100", "tracking=none")
+SMALL = ("evaluation.options.composition.prompts_per_task=2", "scores.resamples=100", "tracking=none")
 KEY = "k" * 32
 ALL = Wish()
 

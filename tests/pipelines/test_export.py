@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -49,9 +50,10 @@ def put(root: LocalBucket, stage: Any, rows: list[dict[str, Any]], inputs: dict[
 
 
 def row(checkpoint: Checkpoint, stage: Any, **more: Any) -> dict[str, Any]:
-    """A checkpoint's row: what the schema asks for, zero where it does not matter here."""
+    """A checkpoint's row: what the schema asks for, nothing (0 or "") where it does not matter here."""
     named = {n: getattr(checkpoint, n) for n in ("step", "manifest", "manifest_sha256", "files_sha256")}
-    return {field.name: 0 for field in stage.schema} | named | more
+    blank = {field.name: "" if field.type == pa.string() else 0 for field in stage.schema}
+    return blank | named | more
 
 
 @pytest.fixture(scope="module")
