@@ -206,4 +206,4 @@ def _between(before: _Frames, after: _Frames) -> NDArray[np.float32]:
             frame, x - flow[..., 0] / 2, y - flow[..., 1] / 2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
         halves.append(np.asarray(moved, np.float32))
-    return (halves[0] + halves[1]) / 2
+    return (halves[0] + halves[1]) * np.float32(0.5)
