@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from infra.types import UserError
 from stages.base import Edge, Job, JobStage, Row
+from stages.evaluate.suite import Question
 from stages.evaluate.suites import Options, meant, suite_of
 
 
@@ -60,19 +61,23 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions(JobStage):
-    """One row per question of every suite that is asked. A row is named by all that decides its answers."""
+    """One row per question of every suite that is asked.
+
+    `question` names all that decides its answers; how many of them are wanted stands beside it, so that more answers
+    add to those that are there.
+    """
 
     writes: ClassVar[str] = "questions"
     inputs: ClassVar[tuple[Edge, ...]] = ()
-    content: ClassVar[tuple[str, ...] | None] = ("suite", "task", "prompt", "about", "how", "given_sha256")
+    content: ClassVar[tuple[str, ...] | None] = ("question", "samples")
     schema: ClassVar[pa.Schema] = pa.schema(
         [
+            ("question", pa.string()),
             ("suite", pa.string()),
             ("task", pa.string()),
             ("prompt", pa.string()),
             ("about", pa.string()),
             pa.field("given", pa.large_binary(), nullable=True),
-            ("given_sha256", pa.string()),
             ("asks", pa.string()),
             ("evidence", pa.string()),
             ("how", pa.string()),
@@ -104,14 +109,14 @@ class Questions(JobStage):
             for number, question in enumerate(suite.questions(_read(asked.prompts))):
                 if asked.limit is not None and number >= asked.limit:
                     break
-                given = question.given
+                about = json.dumps(question.about, sort_keys=True)
                 yield {
+                    "question": _name(name, question, about, how),
                     "suite": name,
                     "task": question.task,
                     "prompt": question.prompt,
-                    "about": json.dumps(question.about, sort_keys=True),
-                    "given": given,
-                    "given_sha256": hashlib.sha256(given).hexdigest() if given is not None else "",
+                    "about": about,
+                    "given": question.given,
                     "asks": suite.asks,
                     "evidence": suite.evidence,
                     "how": how,
@@ -119,6 +124,12 @@ class Questions(JobStage):
                     "parents": [],
                     "label": f"{name}: {question.prompt[:60]}",
                 }
+
+
+def _name(suite: str, question: Question, about: str, how: str) -> str:
+    given = hashlib.sha256(question.given).hexdigest() if question.given is not None else ""
+    told = json.dumps([suite, question.task, question.prompt, about, how, given])
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _read(path: str | None) -> bytes | None:

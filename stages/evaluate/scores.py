@@ -111,9 +111,7 @@ class Scores(JobStage):
         rulings, crowned = walk.visit(checkpoint)
         for suite in sorted({suite for of, suite in walk.wanted if of == name}):
             found = walk.judged.get((name, suite), [])
-            for score, interval in (
-                intervals(suite_of(suite).scores, found, resamples=self.resamples).items() if found else ()
-            ):
+            for score, interval in _sure(suite_of(suite, self.options), found, self.resamples).items():
                 ruling = rulings.get(score)
                 yield {
                     **{column: checkpoint[column] for column in ("files_sha256", "checkpoint", "training", "step")},

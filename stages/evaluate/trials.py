@@ -14,10 +14,10 @@ CHECKPOINT_COLUMNS = (
     "files_sha256", "checkpoint", "checkpoint_sha256", "training", "step", "pixels", "tokenizer", "tokenizer_sha256",
     "text_tokenizer", "text_tokenizer_sha256",
 )  # fmt: skip
-_QUESTION_COLUMNS = ("suite", "task", "prompt", "about", "given", "asks", "evidence", "how")
+_QUESTION_COLUMNS = ("question", "suite", "task", "prompt", "about", "given", "asks", "evidence", "how")
 GIVEN = pa.field("given", pa.large_binary(), nullable=True, metadata=blob("given").metadata)
 """A picture (png) that is asked about; its bytes are read only where they are asked for."""
-TRIAL_COLUMNS = (*CHECKPOINT_COLUMNS, "question", "index", *_QUESTION_COLUMNS)
+TRIAL_COLUMNS = (*CHECKPOINT_COLUMNS, "index", *_QUESTION_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Trials(RowStage):
 
     def setup(self, kit: Kit) -> list[Row]:
         """The questions."""
-        return kit.rows("questions", ["key", "samples", "label", *_QUESTION_COLUMNS]).to_pylist()
+        return kit.rows("questions", ["samples", "label", *_QUESTION_COLUMNS]).to_pylist()
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Question by question, so that rows that lie together want the same of the same checkpoint."""
@@ -72,7 +72,6 @@ def _trial(checkpoint: Row, question: Row, index: int) -> Row:
     return {
         **{name: checkpoint[name] for name in CHECKPOINT_COLUMNS},
         **{name: question[name] for name in _QUESTION_COLUMNS},
-        "question": question["key"].hex(),
         "index": index,
         "label": f"{checkpoint['label']}, {question['label']}, {index}",
     }
