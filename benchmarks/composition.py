@@ -1,6 +1,7 @@
 """The composition suite on truth, on truth redrawn by tokenizers (the most that is possible), and on checkpoints.
 
     python -m benchmarks.composition truth [TOKENIZER ...]             folders of checkpoints of a tokenizer
+    python -m benchmarks.composition patches 8:256 4:256 ...           side of a patch, number of codes
     python -m benchmarks.composition curve TEXT TOKENIZER MODEL ...    folders of checkpoints, one row each
 
 Each row is a task: the score, the 95 % interval of a bootstrap over prompts, and chance (stages/evaluate/
@@ -51,6 +52,38 @@ def redrawn(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray]) -> list[
     return out
 
 
+def patched(pictures: Sequence[np.ndarray], side: int, codes: int) -> list[np.ndarray]:
+    """Pictures as the nearest of so many patches: k-means over patches of 1500 scenes of the corpus, without a network.
+
+    Plain patches are most of a picture and say nothing of shapes: k-means sees those with an edge, and 2000 others.
+    """
+    rng, seen = np.random.default_rng(1), []
+    while len(seen) < 1500:
+        scene = world.imagined(rng, "still")
+        seen.append(rendered(scene, len(seen)))
+    every = _cut(np.stack(seen), side)
+    spread = np.ptp(every.view(len(every), -1, 3).numpy(), axis=1).max(1)
+    draw = torch.Generator().manual_seed(0)
+    edges = every[torch.from_numpy(spread > 60)]
+    plain = every[torch.randperm(len(every), generator=draw)[:2000]]
+    learnt = torch.cat([edges[torch.randperm(len(edges), generator=draw)[:24_000]], plain])
+    means = learnt[torch.randperm(len(learnt), generator=draw)[:codes]].clone()
+    for _ in range(8):
+        nearest = torch.cdist(learnt, means).argmin(1)
+        sums, counts = torch.zeros_like(means).index_add_(0, nearest, learnt), torch.bincount(nearest, minlength=codes)
+        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], means)
+    shown = means[torch.cdist(_cut(np.stack(pictures), side), means).argmin(1)]
+    rows = SIDE // side
+    again = shown.view(-1, rows, rows, side, side, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, SIDE, SIDE, 3)
+    return list(again.round().to(torch.uint8).numpy())
+
+
+def _cut(pictures: np.ndarray, side: int) -> torch.Tensor:
+    rows = SIDE // side
+    cut = torch.from_numpy(pictures).view(-1, rows, side, rows, side, 3).permute(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, side * side * 3).float()
+
+
 def answers(
     model: AnyToAny, text: TextTokenizer, tokenizer: VisionTokenizer, prompts: Sequence[str], how: Sampling
 ) -> list[np.ndarray]:
@@ -95,6 +128,13 @@ def main(given: argparse.Namespace) -> None:
             print(folder)
             report(suite, questions, redrawn(load_tokenizer(Path(folder)), pictures))
         return
+    if given.what == "patches":
+        pictures = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
+        for one in given.folders:
+            side, codes = map(int, one.split(":"))
+            print(f"patches of {side}x{side}, {codes} codes")
+            report(suite, questions, patched(pictures, side, codes))
+        return
     text, tokenizer = load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1]))
     how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
     for folder in given.folders[2:]:
@@ -110,8 +150,8 @@ def main(given: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["truth", "curve"])
-    parser.add_argument("folders", nargs="*")
+    parser.add_argument("what", choices=["truth", "patches", "curve"])
+    parser.add_argument("folders", nargs="*", help="folders of checkpoints, or SIDE:CODES")
     parser.add_argument("--prompts", type=int, default=60, help="of each task")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-k", type=int, default=64)

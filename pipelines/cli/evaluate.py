@@ -100,7 +100,7 @@ def _every_s(overrides: Sequence[str]) -> float:
     """Seconds between two looks, as the configuration has them."""
     from pipelines.cli.compose import compose
 
-    return compose(overrides).evaluation.every_s()
+    return compose(["pipeline=evaluate", *overrides]).evaluation.every_s()
 
 
 def _tick(wish: Wish, overrides: Sequence[str]) -> tuple[Any, dict[str, Any] | None]:

@@ -32,7 +32,7 @@ SIDE = 64
 _LEAST = 0.006
 """Smallest object, share of the squared short side: half the area of the world's smallest."""
 _SURE = 0.8
-"""Least overlap with a shape for it to be that shape. Redrawn objects have 0.9 and more, spots without shape less."""
+"""Least overlap with a shape for it to be that shape, and not `OTHER`."""
 _TURNS = (-12, -6, 0, 6, 12)
 """Degrees: the world turns things by up to 12."""
 _BLURS = (0.0, 0.8, 1.3)
