@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,7 +47,7 @@ class Subject:
 
 
 @contextmanager
-def subject(standing: Standing | None, target: str) -> Iterator[Subject]:
+def subject(standing: Standing | None, target: str) -> Generator[Subject]:
     """Of a local folder (config.json, model.safetensors, folders tokenizer and text_tokenizer), or of what a root knows
     by this name; its files are there while the context is."""
     place = Path(target).expanduser()
@@ -142,4 +142,5 @@ def reader(found: Subject, size: int | None, frames: int | None) -> Indices:
     given |= {} if frames is None else {"frames_per_clip": frames}
     if "size" not in given:
         raise UserError("nobody knows at which size this checkpoint saw pictures: add --size PIXELS")
-    return Indices(**given | {"more_sizes": ()})
+    known: dict[str, Any] = {**given, "more_sizes": ()}
+    return Indices(**known)

@@ -94,6 +94,14 @@ def test_nobody_waits_where_steps_in_advance_outlast_the_slowest_read():
     assert late[0] > late[1] > late[2] == 0
 
 
+def test_drawing_is_measured_with_and_without_a_cache_and_by_scales(capsys):
+    from benchmarks import sampling
+
+    ratios = sampling.measure(1, 64, 16, tokens=6, probes=2, sides=[3], runs=1)
+    assert set(ratios) == {"cached", "scales 3"} and min(ratios.values()) > 0
+    assert capsys.readouterr().out.count("target") == 2
+
+
 @pytest.mark.slow
 def test_checkpoints_are_measured_on_trainings_that_do_the_same_work(tmp_path, capsys):
     from benchmarks import checkpoints

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.any_to_any import AnyToAny
-from models.generate.choosing import Chance, Sampling
+from models.generate.choosing import Chance, Sampling, last
 from models.generate.pictures import Asked, Grids, drawings, picture_of
 from models.layout import Part, finest
 from models.raster import TextTokenizer
@@ -58,9 +58,8 @@ def film_frames(
                 picture_of(one.flatten(0, 1) if one.ndim == 3 else one.flatten(), asked)
                 for one in have[:, -first:].cpu()
             ]
-        for drawn in drawings(model, text, parts, how, chance, window, begun):
-            last = drawn
-        film = last.unflatten(1, (size, -1)).cpu()
+        drawn = last(drawings(model, text, parts, how, chance, window, begun))
+        film = drawn.unflatten(1, (size, -1)).cpu()
         have = film if have is None else torch.cat([have.cpu(), film[:, first:]], 1)[:, :frames]
         count = have.shape[1]
         yield have

@@ -39,7 +39,7 @@ def draw(name: str, words, seeds, how=FREE, **asked) -> torch.Tensor:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40), st.floats(0.01, 1.0), st.floats(0.1, 3.0))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 def test_top_k_and_top_p_are_those_of_transformers(seed: int, top_k: int, top_p: float, temperature: float) -> None:
     from transformers.generation.logits_process import (
         TemperatureLogitsWarper,
@@ -56,10 +56,10 @@ def test_top_k_and_top_p_are_those_of_transformers(seed: int, top_k: int, top_p:
 
 def test_ids_are_drawn_as_often_as_they_are_likely_and_impossible_ones_never() -> None:
     logits = torch.tensor([float("-inf"), 1.0, 0.0, float("-inf"), -1.0, float("-inf")])
-    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    uniform = (torch.arange(2_000, dtype=torch.float64) + 0.5) / 2_000
     ids = chosen(logits.expand(len(uniform), 6), Sampling(), uniform)
     share = torch.bincount(ids, minlength=6) / len(ids)
-    torch.testing.assert_close(share, logits.softmax(0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(share, logits.softmax(0), atol=1e-3, rtol=0)
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert chosen(logits.expand(2, 6), Sampling(), ends).tolist() == [1, 4]
 
@@ -133,20 +133,16 @@ def test_greedy_text_is_that_of_transformers_generate(kind: str, tmp_path) -> No
     form = replace(FORMATS["chameleon"], vocabulary=vocabulary)
     model = AnyToAny(trunk.config, Parts(), form)
     model.trunk = trunk.eval()
-    prompt = [3, 17, 5, 9]
-    (found,) = continued(model.eval(), TEXT, [[prompt]], Going(max_tokens=12, how=GREEDY), [0])
+    prompts = [[3, 17, 5, 9], [7], [30, 2], [11, 11, 6, 1, 8, 4]]
+    found = continued(model.eval(), TEXT, [[one] for one in prompts], Going(max_tokens=12, how=GREEDY), [0] * 4)
+    stop = {"eos_token_id": vocabulary.eos, "pad_token_id": 0}
     silent = [token for token in range(32, 40) if token != vocabulary.eos]
-    given_ids = torch.tensor([[vocabulary.bos, *prompt]])
-    ids = hf.generate(
-        given_ids,
-        max_new_tokens=12,
-        do_sample=False,
-        suppress_tokens=silent,
-        eos_token_id=vocabulary.eos,
-        pad_token_id=0,
-    )
-    wanted = [token for token in ids[0, len(prompt) + 1 :].tolist() if token != vocabulary.eos]
-    assert [token for part in found for token in part] == wanted and wanted
+    for prompt, added in zip(prompts, found, strict=True):
+        ids = torch.tensor([[vocabulary.bos, *prompt]])
+        said = hf.generate(ids, max_new_tokens=12, do_sample=False, suppress_tokens=silent, **stop)
+        wanted = [token for token in said[0, len(prompt) + 1 :].tolist() if token != vocabulary.eos]
+        assert [token for part in added for token in part] == wanted
+    assert sum(map(len, found)) >= 1
 
 
 def with_gaps(name: str):
@@ -175,7 +171,7 @@ class Wild(AnyToAny):
 
 @torch.no_grad()
 @given(st.integers(0, 2**31), st.sampled_from(["emu3", "chameleon", "nextflow", "transfusion"]))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_interleaved_documents_parse_whatever_the_logits_say(seed: int, name: str) -> None:
     form, plain = with_gaps(name), model_of(name)
     config = replace(plain.trunk.config, vocabulary_size=form.vocabulary.size)
