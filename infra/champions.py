@@ -28,7 +28,7 @@ class ScoreBoard:
 
     def tell(self, run: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of `scores`, checkpoint by checkpoint in the order in which they were trained."""
-        champion: tuple[str, Mapping[str, Any]] | None = None
+        champion: tuple[Any, Mapping[str, Any]] | None = None
         for _, alike in groupby(rows, key=lambda row: row["checkpoint"]):
             own = list(alike)
             model = self.model_of(run, own[0])
@@ -36,7 +36,7 @@ class ScoreBoard:
                 self._numbers(run, model.model_id, own)
                 self.client.set_logged_model_tags(model.model_id, {SCORED: _digest(own), **_gate_tags(own)})
             if own[0]["champion"]:
-                champion = model.model_id, own[0]
+                champion = model, own[0]
         if champion:
             self._crown(*champion)
 
@@ -62,13 +62,16 @@ class ScoreBoard:
                     metrics.append(Metric(_plain(name), value, now, row["step"], **tied))
         self.client.log_batch(run, metrics=metrics)
 
-    def _crown(self, model: str, row: Mapping[str, Any]) -> None:
+    def _crown(self, model: Any, row: Mapping[str, Any]) -> None:
         """Give the alias to this checkpoint, as a version of the registered model."""
         versions = self._versions()
         known = next((one for one in versions if one.tags.get("plait.manifest") == row["checkpoint"]), None)
         if known is None:
             tags = {"plait.manifest": row["checkpoint"], "plait.training": row["training"]}
-            known = self.client.create_model_version(self.name, row["uri"], tags=tags, model_id=model)
+            # with its run named, since MLflow looks for that of a model in whatever store is the default one
+            known = self.client.create_model_version(
+                self.name, row["uri"], model.source_run_id, tags, model_id=model.model_id
+            )
         registered = self.client.get_registered_model(self.name)
         if str(registered.aliases.get(ALIAS)) != str(known.version):
             self.client.set_registered_model_alias(self.name, ALIAS, known.version)
