@@ -15,7 +15,9 @@ from infra.ledger import Ledger, snapshot_of
 from infra.store import Store
 from infra.types import Checkpoint
 
+_MadeOf = tuple[tuple[str, str], tuple[str, str], int, dict[str, Any]]
 _ROOT = "checkpoints"
+_DATA = ("captions", "indices", "texts")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Found:
     text_tokenizer: tuple[str, str]
     pixels: int
     """Side of the pictures that it was trained on; of any other shape the root of their number."""
+    data: Mapping[str, Mapping[str, Any]]
+    """Snapshots that its packs were made of, by dataset."""
     at: str
     """When its training was begun (ISO 8601, UTC): the order of trainings."""
 
@@ -70,8 +74,10 @@ class Checkpoints:
             if checkpoint.step % settings["checkpoint_every"] == 0 or checkpoint.step == settings["steps"]:
                 yield Found(key, checkpoint, *made_of, at)
 
-    def _made_of(self, document: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str], int] | None:
-        """Vision tokenizer, text tokenizer, pixels."""
+    def _made_of(
+        self, document: Mapping[str, Any]
+    ) -> tuple[tuple[str, str], tuple[str, str], int, dict[str, Any]] | None:
+        """Vision tokenizer, text tokenizer, pixels, data."""
         tree = document["tree"]
         given = {**tree["inputs"], **tree["recipe"]["sides"]}
         tokenizer = self._published("tokenizer", given.get("tokenizer"))
@@ -80,7 +86,9 @@ class Checkpoints:
             return None
         text = self._published("text_tokenizer", packs[-1]["inputs"]["text_tokenizer"]["snapshot"]["digest"])
         size = self._size(packs[-1]["inputs"]["indices"]["snapshot"]["version"])
-        return (tokenizer, text, size) if tokenizer and text and size else None
+        inputs = packs[-1]["inputs"]
+        data = {name: inputs[name]["snapshot"] for name in _DATA if name in inputs}
+        return (tokenizer, text, size, data) if tokenizer and text and size else None
 
     def _size(self, version: int) -> int | None:
         """Of the clips as `indices` were extracted of them."""

@@ -6,6 +6,7 @@ made them, and while they are made.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.config import Config
 from pipelines.graph import Graph
 from stages.evaluate.checkpoints import Checkpoints, Listed
 from stages.evaluate.generations import Generations
+from stages.evaluate.likelihoods import Likelihoods
 from stages.evaluate.opinions import Opinions
 from stages.evaluate.questions import Questions
 from stages.evaluate.scores import Scores
@@ -31,6 +33,7 @@ def graph(config: Config) -> Graph:
     nodes = (
         config.node(Checkpoints),
         config.node(Questions),
+        config.node(Likelihoods),
         config.node(Trials),
         config.node(Generations),
         config.node(Verdicts),
@@ -54,6 +57,7 @@ def listed(found: Found) -> Listed:
         tokenizer_sha256=found.tokenizer[1],
         text_tokenizer=found.text_tokenizer[0],
         text_tokenizer_sha256=found.text_tokenizer[1],
+        data=json.dumps(found.data, sort_keys=True),
     )
 
 

@@ -19,7 +19,7 @@ from infra.checkpoints import download
 from infra.digests import digest_of
 from infra.ledger import Folder
 from infra.listing import SourceFile
-from infra.store import Store, table_of, to_table, values_of
+from infra.store import SnapshotReader, Store, table_of, to_table, values_of
 from infra.traces import error_class, trace_digest
 from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
 from pipelines.key import RowKeys
@@ -54,6 +54,10 @@ class SideKit:
         folder = tempfile.TemporaryDirectory(prefix="plait-side-")
         self._folders.append(folder)
         return fetch_checkpoint(self.root, self.sides[dataset], Path(folder.name))
+
+    def reader(self, snapshot: Mapping[str, Any]) -> SnapshotReader:
+        """Random access to a snapshot that a row names."""
+        return SnapshotReader(self.root, Snapshot(**snapshot), None)
 
     @contextmanager
     def fetch(self, manifest: str, sha256: str, names: Collection[str] | None = None) -> Generator[Path]:

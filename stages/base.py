@@ -127,6 +127,10 @@ class Kit(Protocol):
         """All rows of the side edge `dataset`."""
         ...
 
+    def reader(self, snapshot: Mapping[str, Any]) -> Reader:
+        """Random access to a snapshot that a row names, as `Snapshot.to_json` has it."""
+        ...
+
     def fetch(self, manifest: str, sha256: str, names: Collection[str] | None = None) -> AbstractContextManager[Path]:
         """A local folder with the verified files (of these names) of a checkpoint that a row names; DamagedError."""
         ...

@@ -32,6 +32,8 @@ class Listed:
     text_tokenizer: str
     text_tokenizer_sha256: str
     """Manifests, and their SHA-256."""
+    data: str
+    """Snapshots of captions, indices and texts that it was trained on, by name (JSON)."""
 
     @property
     def label(self) -> str:
@@ -62,6 +64,7 @@ class Checkpoints(JobStage):
             ("tokenizer_sha256", pa.string()),
             ("text_tokenizer", pa.string()),
             ("text_tokenizer_sha256", pa.string()),
+            ("data", pa.string()),
         ]
     )
 

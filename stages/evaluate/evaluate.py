@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from infra.types import UserError
 from stages.base import Edge, Job, JobStage, Row, since
+from stages.evaluate.losses import losses
 from stages.evaluate.subject import PICTURE_COLUMNS, Subject, pairs_of
-from stages.evaluate.suite_heldout import losses
 from stages.evaluate.suite_samples import drawn_pictures
 from stages.evaluate.suite_tokenizer import redrawn
 

@@ -50,6 +50,7 @@ class Scores(JobStage):
         Edge("trials", columns=("files_sha256", "suite", "question")),
         Edge("verdicts", columns=VERDICT_COLUMNS),
         Edge("opinions", columns=VERDICT_COLUMNS),
+        Edge("likelihoods", columns=VERDICT_COLUMNS),
     )
     schema: ClassVar[pa.Schema] = pa.schema(
         [
@@ -95,10 +96,11 @@ class Scores(JobStage):
     def run(self, job: Job) -> Iterator[Row]:
         """Checkpoint by checkpoint, as they were trained."""
         checkpoints = sorted(_rows(job, "checkpoints", ("key", *_CHECKPOINT_COLUMNS)), key=_order)
-        wanted, asked = _wanted(_rows(job, "trials", ("files_sha256", "suite", "question")))
-        judged, judges = _judged(
-            [row for name in ("verdicts", "opinions") for row in _rows(job, name, VERDICT_COLUMNS)]
-        )
+        losses = _rows(job, "likelihoods", VERDICT_COLUMNS)
+        found = [row for name in ("verdicts", "opinions") for row in _rows(job, name, VERDICT_COLUMNS)]
+        judged, judges = _judged([*found, *losses])
+        # of likelihoods a checkpoint has all or none
+        wanted, asked = _wanted([*_rows(job, "trials", ("files_sha256", "suite", "question")), *losses])
         walk = _Walk(self, judged, wanted, asked)
         for number, checkpoint in enumerate(checkpoints):
             job.progress(number, len(checkpoints), "checkpoints scored")

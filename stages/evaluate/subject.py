@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from models.layout import Format, Picture, document
 from models.vocabulary import TEXT, VISION
-from stages.base import Job, Row
+from stages.base import Reader, Row
 from stages.pictures import picture_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,15 @@ class Pair:
     """and as it is read."""
 
 
-def held_out_rows(job: Job, dataset: str, columns: Sequence[str], limit: int) -> list[dict[str, Any]]:
+class Readers(Protocol):
+    """Whatever reads datasets by name."""
+
+    def reader(self, dataset: str) -> Reader:
+        """Its rows."""
+        ...
+
+
+def held_out_rows(job: Readers, dataset: str, columns: Sequence[str], limit: int) -> list[dict[str, Any]]:
     """The first held-out rows in order of key; no other row's columns are read."""
     reader = job.reader(dataset)
     found: list[tuple[bytes, int]] = []
@@ -72,7 +80,7 @@ def held_out_rows(job: Job, dataset: str, columns: Sequence[str], limit: int) ->
     return reader.take(chosen, ["key", "parents", "label", *columns]).to_pylist() if chosen else []
 
 
-def pairs_of(job: Job, *, features: bool) -> list[Pair]:
+def pairs_of(job: Readers, *, features: bool) -> list[Pair]:
     """Held-out captions with the largest picture of their clip that is held out, in order of the caption's key."""
     everything = 2**62
     rows = sorted(held_out_rows(job, "indices", PICTURE_COLUMNS, everything), key=lambda row: row["size"])

@@ -18,6 +18,7 @@ _SUITES = {
     "captions": ("suite_captions", "Captions"),
     "composition": ("suite_composition", "Composition"),
     "dpg": ("suite_dpg", "Dpg"),
+    "heldout": ("suite_heldout", "HeldoutLoss"),
     "geneval": ("suite_geneval", "GenEval"),
     "pictures_fid": ("suite_pictures", "Fid"),
     "pictures_pixels": ("suite_pictures", "PixelFrechet"),

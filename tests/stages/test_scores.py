@@ -57,6 +57,7 @@ def scores(scratch: Path, found: Mapping[str, list[dict[str, Any]]], **settings:
         "trials": pa.Table.from_pylist(trials),
         "verdicts": pa.Table.from_pylist(every, VERDICT_SCHEMA),
         "opinions": EMPTY,
+        "likelihoods": EMPTY,
     }
     job = FakeJob(scratch, tables)
     return list(Scores(resamples=200, **settings).run(job))
