@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infra.types import PlaitError, RunError, UserError
+from infra.types import PlaitError, StoppedError, UserError
 from pipelines.ask import Ask
 from pipelines.cli import show
 from pipelines.cli.cron import emitted
@@ -91,7 +91,9 @@ def watch(wish: Wish, overrides: Sequence[str], page: str | None) -> None:
                 rows = _scores(made)
                 _write_page(page, rows)
                 _show(made, rows, result)
-        except RunError as error:
+        except (UserError, StoppedError):
+            raise
+        except PlaitError as error:
             show.emit_error(str(error), False)
         time.sleep(max(0.0, wait_s - (time.monotonic() - began)))
 
