@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.types import BadRow, UserError
-from stages.endpoint import Request, asked_all
+from stages.endpoint import Request, Said, asked_all
 from stages.evaluate.suite import Question
 
 FROM = "rewritten_from"
@@ -69,7 +69,7 @@ def rewritten(client: Any, rewriter: Rewriter, questions: Sequence[Question]) ->
     return [_again(one, next(said), rewriter) if one.prompt else one for one in questions]
 
 
-def _again(question: Question, said: Any, rewriter: Rewriter) -> Question | BadRow:
+def _again(question: Question, said: Said | BadRow, rewriter: Rewriter) -> Question | BadRow:
     if isinstance(said, BadRow):
         return said
     if said.is_cut:
