@@ -57,7 +57,8 @@ class Itself:
     """No judge: the answer itself is the evidence, for suites that measure pixels or words."""
 
     def __init__(self, gives: Evidence) -> None:
-        self.name, self.gives = "measured", gives
+        self.name = "measured"
+        self.gives: Evidence = gives
 
     def evidence(self, answers: Sequence[Answer]) -> list[Mapping[str, Any] | BadRow]:
         """Frames or text."""

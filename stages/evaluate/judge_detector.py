@@ -183,8 +183,10 @@ def _coloured(question: Question) -> set[str]:
 
 def _crop(picture: Picture, box: Sequence[float]) -> Picture:
     """The part of a picture in a box; so wide and high at least that its colours cannot be taken for a side."""
-    (left, right), (top, bottom) = (
-        (max(0, min(round(box[at]), length - _LEAST_SIDE)), max(round(box[at + 2]), round(box[at]) + _LEAST_SIDE))
-        for at, length in ((0, picture.shape[1]), (1, picture.shape[0]))
-    )
-    return picture[top:bottom, left:right]
+    rows, columns = (_span(box[at], box[at + 2], picture.shape[1 - at]) for at in (1, 0))
+    return picture[rows, columns]
+
+
+def _span(low: float, high: float, length: int) -> slice:
+    start = max(0, min(round(low), length - _LEAST_SIDE))
+    return slice(start, max(round(high), start + _LEAST_SIDE))
