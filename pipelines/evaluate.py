@@ -82,3 +82,11 @@ def rows_of(store: Store, dataset: str, columns: Sequence[str]) -> list[dict[str
     """The rows of a dataset as it was made last."""
     dones = Ledger(store.bucket).dones(dataset)
     return store.scan(snapshot_of(dones[-1]), list(columns)).to_pylist() if dones else []
+
+
+def is_called(manifest: str, training: str, step: int, target: str) -> bool:
+    """Whether a person's name for a checkpoint means this one: its manifest, or TRAINING/step-N, or TRAINING."""
+    bare = target.rstrip("/").removesuffix(".json")
+    of, _, name = bare.rpartition("/")
+    short = training.startswith(of or bare) and (not of or name == f"step-{step:06d}")
+    return bare.endswith(manifest.removesuffix(".json")) or short or bare == f"step-{step:06d}"

@@ -50,6 +50,8 @@ class Said:
     text: str
     first: Mapping[str, float] = field(default_factory=dict)
     """Log-likelihoods of the likeliest first tokens, where they were asked for and given."""
+    is_cut: bool = False
+    """Whether it ended at `max_tokens`."""
 
 
 def connected(retries: int = _RETRIES, timeout_s: float = _TIMEOUT_S) -> Any:
@@ -103,7 +105,8 @@ def _said(answer: Any) -> Said | BadRow:
     text = " ".join((choice.message.content or "").split())
     tokens = getattr(getattr(choice, "logprobs", None), "content", None) or []
     first = {one.token: one.logprob for one in tokens[0].top_logprobs} if tokens else {}
-    return Said(text, first) if text else BadRow("The model gave an empty answer.")
+    is_cut = choice.finish_reason == "length"
+    return Said(text, first, is_cut) if text else BadRow("The model gave an empty answer.")
 
 
 def _short(message: str) -> str:

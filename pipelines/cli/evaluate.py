@@ -15,6 +15,7 @@ from pipelines.cli import show
 from pipelines.cli.cron import emitted
 from pipelines.cli.going import split, stopped_by_signals
 from pipelines.cli.world import planner_of, record, services_of, stop_ray
+from pipelines.evaluate import is_called
 
 LOCK = "evaluate"
 
@@ -71,7 +72,7 @@ def once(wish: Wish, overrides: Sequence[str], page: str | None, as_json: bool) 
     rows = _scores(made)
     _write_page(page, rows)
     if wish.target:
-        rows = [row for row in rows if _is(row["checkpoint"], row["training"], row["step"], wish.target)]
+        rows = [row for row in rows if is_called(row["checkpoint"], row["training"], row["step"], wish.target)]
     _show(made, rows, result)
     if as_json:
         show.emit({"ok": True, "run": result, "scores": rows})
@@ -167,7 +168,7 @@ def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
     found = [listed(one) for one in Checkpoints(store).all()]
     new = [one for one in found if one.files_sha256 not in known]
     if wish.target:
-        matching = [one for one in found if _is(one.checkpoint, one.training, one.step, wish.target)]
+        matching = [one for one in found if is_called(one.checkpoint, one.training, one.step, wish.target)]
         if not matching:
             some = ", ".join(one.label for one in found[-4:]) or "none: `plait run` trains them"
             raise UserError(f"{wish.target!r} is no checkpoint of {made.root.uri}: the last ones are {some}; give a name such as {_name(found)}")  # fmt: skip  # noqa: E501
@@ -180,14 +181,6 @@ def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
 
 def _name(found: Sequence[Any]) -> str:
     return f"{found[-1].training[:8]}/step-{found[-1].step:06d}" if found else "model"
-
-
-def _is(manifest: str, training: str, step: int, target: str) -> bool:
-    """Whether a person's name for a checkpoint means this one: its manifest, or TRAINING/step-N, or TRAINING."""
-    bare = target.rstrip("/").removesuffix(".json")
-    of, _, name = bare.rpartition("/")
-    short = training.startswith(of or bare) and (not of or name == f"step-{step:06d}")
-    return bare.endswith(manifest.removesuffix(".json")) or short or bare == f"step-{step:06d}"
 
 
 def _scores(made: Any) -> list[dict[str, Any]]:

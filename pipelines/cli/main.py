@@ -14,6 +14,7 @@ import typer
 
 from infra.types import PlaitError, UserError
 from pipelines.ask import DEFAULT_LAG
+from pipelines.cli import compare as comparison
 from pipelines.cli import evaluate as evaluation
 from pipelines.cli import export as out
 from pipelines.cli import going, health, look, work
@@ -277,6 +278,23 @@ def evaluate(
     """Score every checkpoint that has no score yet, whoever made it; the same command again does nothing twice."""
     when = evaluation.When(watch, once, every, emit_cron, image)
     evaluation.evaluate(arguments or [], when, evaluation.Wish(budget=budget), address, page, json)
+
+
+@app.command()
+def compare(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="CHECKPOINT CHECKPOINT ..., as `evaluate` calls them, then overrides.")
+    ] = None,
+    page: Annotated[str | None, typer.Option("--out", help="Write the pairs to this HTML file.")] = None,
+    votes: Annotated[list[str] | None, typer.Option(help="Read what the page saved; one option a file.")] = None,
+    suite: Annotated[str | None, typer.Option(help="With --out: answers of this suite alone.")] = None,
+    seed: Annotated[int, typer.Option(help="With --out: of the order and of the sides.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --out: most pairs.")] = 200,
+    json: Json = False,
+) -> None:
+    """Let people choose between two checkpoints' answers, blind; then read their votes."""
+    wish = comparison.Wish(page=page, votes=tuple(votes or ()), suite=suite, seed=seed, limit=limit)
+    comparison.compare(arguments or [], wish, json)
 
 
 @app.command()

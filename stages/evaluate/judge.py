@@ -1,8 +1,8 @@
 """What a judge is: it looks at answers and gives the evidence that a suite's verdict rests on. Not a stage.
 
 One file per kind: `judge_recorded` (what another run or another tool found), `judge_endpoint` (any OpenAI-compatible
-model), `judge_vqa` and `judge_detector` (models of transformers at a local path), `judge_features` (encoders). The name
-of a judge goes into the name of its scores: those of two judges are not comparable.
+model), `judge_detector` (models of transformers in folders), `judge_features` (encoders), `judge_pixels` (a detector
+without weights). The name of a judge goes into the name of its scores: those of two judges are not comparable.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Itself:
     """No judge: the answer itself is the evidence, for suites that measure pixels or words."""
 
     def __init__(self, gives: Evidence) -> None:
-        self.name, self.gives = "measured", gives
+        self.name = "measured"
+        self.gives: Evidence = gives
 
     def evidence(self, answers: Sequence[Answer]) -> list[Mapping[str, Any] | BadRow]:
         """Frames or text."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stages.base import BadRow, Outcome, Row
 from stages.evaluate.judge import Answer, Judge
+from stages.evaluate.rewriting import asked_for, told
 from stages.evaluate.suite import Judged, Question, Suite, Verdict
 
 ANSWER_COLUMNS = (
@@ -36,8 +37,8 @@ VERDICT_SCHEMA = pa.schema(
         pa.field("features", pa.list_(pa.float32()), nullable=True),
     ]
 )
-"""A row per answer: `judge` names who found it, `score` is null where only all answers together give one, `parts` is
-JSON."""
+"""A row per answer: `judge` names who found it (and who rewrote the prompt), `score` is null where only all answers
+together give one, `parts` is JSON."""
 
 
 def verdicts_of(rows: Sequence[Row], judge: Judge, suite: Suite) -> list[Outcome]:
@@ -52,8 +53,9 @@ def verdicts_of(rows: Sequence[Row], judge: Judge, suite: Suite) -> list[Outcome
 def _answer(row: Row) -> Answer:
     from stages.evaluate.answering import shown
 
+    about = json.loads(row["about"])
     return Answer(
-        question=Question(prompt=row["prompt"], task=row["task"], about=json.loads(row["about"])),
+        question=Question(prompt=asked_for(row["prompt"], about), task=row["task"], about=about),
         name=row["question"],
         index=row["index"],
         frames=None if row["media"] is None else shown(row["media"]),
@@ -69,7 +71,7 @@ def _verdict(row: Row, suite: Suite, question: Question, evidence: Mapping[str, 
     return [
         {
             **{name: row[name] for name in _PASSED_ON},
-            "judge": judge,
+            "judge": told(judge, question.about),
             "score": None if math.isnan(verdict.score) else verdict.score,
             "parts": json.dumps(verdict.parts, sort_keys=True),
             "features": evidence.get("image"),

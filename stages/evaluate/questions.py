@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from infra.types import UserError
-from stages.base import Edge, Job, JobStage, Row
-from stages.evaluate.suite import Question
+from stages.base import BadRow, Edge, Job, JobStage, Row
+from stages.evaluate.rewriting import Rewriter, rewritten
+from stages.evaluate.suite import Question, Suite
 from stages.evaluate.suites import Options, meant, suite_of
 
 
@@ -53,6 +55,8 @@ class Asked:
     """Only the first so many questions."""
     seed: int = 0
     drawn: Drawn = field(default_factory=Drawn)
+    rewriter: Rewriter | None = None
+    """Who says the prompts again before pictures are drawn of them; unset: nobody."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.limit or 1) < 1:
@@ -65,6 +69,10 @@ class Questions(JobStage):
 
     `question` names all that decides its answers; how many of them are wanted stands beside it, so that more answers
     add to those that are there.
+
+    With a rewriter `prompt` is what it said, and names the answers and their seeds; the suite's own prompt and the
+    rewriter's name are `rewritten_from` and `rewritten_by` in `about`. Answers are judged by the suite's own. A prompt
+    that it refuses gives no question, with the reason.
     """
 
     writes: ClassVar[str] = "questions"
@@ -91,14 +99,15 @@ class Questions(JobStage):
     """The suites' own settings."""
 
     def __post_init__(self) -> None:
-        for name in self.suites:
-            suite_of(name, self.options)
+        for name, asked in self.suites.items():
+            if suite_of(name, self.options).asks == "texts" and asked.rewriter:
+                raise UserError(f"{name} asks for texts, whose prompts are not rewritten: leave out its rewriter")
         if not self.suites:
             raise UserError("no suite is asked for: choose evaluation=fast, or write questions.suites.composition={}")
 
     def settings(self) -> dict[str, Any]:
-        """Files of prompts by what they hold, not by where they lie."""
-        suites = {name: asdict(asked) | {"prompts": _digest(asked.prompts)} for name, asked in self.suites.items()}
+        """Files of prompts by what they hold, not by where they lie; no word of a rewriter where there is none."""
+        suites = {name: _meant(asked) for name, asked in self.suites.items()}
         return super().settings() | {"suites": suites} | meant(self.options)
 
     def run(self, job: Job) -> Iterator[Row]:
@@ -106,24 +115,44 @@ class Questions(JobStage):
         for name, asked in self.suites.items():
             suite = suite_of(name, self.options)
             how = json.dumps(asdict(asked.drawn) | {"seed": asked.seed}, sort_keys=True)
-            for number, question in enumerate(suite.questions(_read(asked.prompts))):
-                if asked.limit is not None and number >= asked.limit:
-                    break
-                about = json.dumps(question.about, sort_keys=True)
-                yield {
-                    "question": _name(name, question, about, how),
-                    "suite": name,
-                    "task": question.task,
-                    "prompt": question.prompt,
-                    "about": about,
-                    "given": question.given,
-                    "asks": suite.asks,
-                    "evidence": suite.evidence,
-                    "how": how,
-                    "samples": asked.samples,
-                    "parents": [],
-                    "label": f"{name}: {question.prompt[:60]}",
-                }
+            own = list(islice(suite.questions(_read(asked.prompts)), asked.limit))
+            for before, question in zip(own, _said_again(own, asked.rewriter), strict=True):
+                label = f"{name}: {before.prompt[:60]}"
+                if isinstance(question, BadRow):
+                    about = json.dumps(before.about, sort_keys=True)
+                    job.reject(bytes.fromhex(_name(name, before, about, how)), label, str(question))
+                else:
+                    yield _row(suite, question, how, asked.samples) | {"parents": [], "label": label}
+
+
+def _said_again(questions: Sequence[Question], rewriter: Rewriter | None) -> Sequence[Question | BadRow]:
+    """Questions as they are put to the models."""
+    if rewriter is None:
+        return questions
+    from stages.endpoint import connected
+
+    return rewritten(connected(), rewriter, questions)
+
+
+def _row(suite: Suite, question: Question, how: str, samples: int) -> Row:
+    about = json.dumps(question.about, sort_keys=True)
+    return {
+        "question": _name(suite.name, question, about, how),
+        "suite": suite.name,
+        "task": question.task,
+        "prompt": question.prompt,
+        "about": about,
+        "given": question.given,
+        "asks": suite.asks,
+        "evidence": suite.evidence,
+        "how": how,
+        "samples": samples,
+    }
+
+
+def _meant(asked: Asked) -> dict[str, Any]:
+    told = asdict(asked) | {"prompts": _digest(asked.prompts), "rewriter": asked.rewriter and asked.rewriter.name}
+    return {name: value for name, value in told.items() if name != "rewriter" or value}
 
 
 def _name(suite: str, question: Question, about: str, how: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from infra.types import UserError
 from stages import weights
-from stages.base import Edge, Kit, Outcome, Row, RowStage
+from stages.base import Edge, Kit, Outcome, Row, RowStage, since
 from stages.evaluate.judge import Itself, Judge
 from stages.evaluate.judging import ANSWER_COLUMNS, VERDICT_SCHEMA, verdicts_of
 from stages.evaluate.suite import Evidence
@@ -20,6 +20,9 @@ from stages.evaluate.suites import Options, class_of, meant, suite_of
 _EVIDENCE: tuple[Evidence, ...] = ("pixels", "words", "objects", "features")
 _OWN_DETECTOR = ("composition",)
 """Suites whose things the detector without weights knows."""
+_REAL_WORLD = ("geneval", "t2i_spatial")
+"""Suites whose things a detector with weights may know."""
+_INSTEAD = {"pictures_fid": ", or verdicts.inception=FILE"} | dict.fromkeys(_REAL_WORLD, ", or verdicts.detector=DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class Verdicts(RowStage):
 
     pixels, words   the answer itself, nothing but arithmetic: the judge is called "measured"
     objects         of a detector without weights, which knows the shapes of the sample corpus alone: "pixels@REVISION";
-                    for other suites recorded ones
+                    for the suites of a real world a model's of transformers, where `detector` names its folder
+                    (stages/evaluate/judge_detector.py), or recorded ones
     features        16 x 16 pixels, or of FID's Inception where `inception` names its weights
     recorded        JSON lines of another tool (stages/evaluate/judge_recorded.py), before all others
     """
@@ -45,6 +49,10 @@ class Verdicts(RowStage):
     """Files of recorded evidence, by suite."""
     inception: str | None = None
     """FID's Inception v3 as safetensors, for pictures_fid."""
+    detector: str | None = since(None)
+    """Folder of an object detector of transformers, for geneval and t2i_spatial."""
+    clip: str | None = since(None)
+    """Folder of a CLIP of transformers, which names the colours for geneval."""
 
     def settings(self) -> dict[str, Any]:
         """Files by what they hold; with the detector's revision: what means something else has another key."""
@@ -53,7 +61,17 @@ class Verdicts(RowStage):
         files = {name: weights.named(path) for name, path in self.recorded.items()}
         inception = weights.named(self.inception) if self.inception else None
         own = {"recorded": files, "inception": inception, "detector": f"pixels@{REVISION}"}
-        return super().settings() | own | meant(self.options, _EVIDENCE)
+        told = super().settings() | own | meant(self.options, _EVIDENCE)
+        return {name: value for name, value in told.items() if name != "clip"} | self._models()
+
+    def _models(self) -> dict[str, Any]:
+        """The models of transformers by what they hold; nothing where there are none."""
+        if self.detector is None:
+            return {}
+        from stages.evaluate.judge_detector import REVISION, digest
+
+        given = {"detector": self.detector} | ({"clip": self.clip} if self.clip else {})
+        return {"models": {name: digest(place, name) for name, place in given.items()} | {"revision": REVISION}}
 
     def setup(self, kit: Kit) -> dict[str, Judge]:
         """Judges by suite; each is made when it is first asked."""
@@ -88,7 +106,13 @@ class Verdicts(RowStage):
             from stages.evaluate.judge_features import InceptionFeatures
 
             return InceptionFeatures(self.inception)
+        if name in _REAL_WORLD and self.detector:
+            from stages.evaluate.judge_detector import Detector
+
+            if name == "geneval" and self.clip is None:
+                raise UserError("geneval asks for colours, which the detector does not tell: add verdicts.clip=DIR")
+            return Detector(self.detector, self.clip)
         raise UserError(
             f"nobody here can judge {name}, which rests on {gives}: give verdicts.recorded={{{name}: FILE}} of"
-            " another tool's" + (", or verdicts.inception=FILE" if name == "pictures_fid" else "")
+            " another tool's" + _INSTEAD.get(name, "")
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stages.filter.laion import Clip
+from stages.clip_model import Clip
 
 if TYPE_CHECKING:
     import numpy as np

@@ -83,3 +83,19 @@ def vlm(folder: Path) -> Path:
     tokens.save_pretrained(folder)
     Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56}).save_pretrained(folder)
     return folder
+
+
+def detector(folder: Path, names: tuple[str, ...], seed: int = 0) -> Path:
+    """A YOLOS that knows these names: no backbone, so nothing is fetched beside it."""
+    from transformers import YolosConfig, YolosForObjectDetection
+    from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
+
+    torch.manual_seed(seed)
+    small = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = YolosConfig(
+        **small, image_size=[32, 32], patch_size=8, num_detection_tokens=6, id2label=dict(enumerate(names)),
+        label2id={name: at for at, name in enumerate(names)},
+    )  # fmt: skip
+    YolosForObjectDetection(config).save_pretrained(folder)
+    YolosImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
+    return folder
