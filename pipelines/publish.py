@@ -61,14 +61,24 @@ class Site:
         """The command that goes on after a failure."""
         return self.run.resume
 
-    def watch(self, name: str, on_shard: Callable[..., None], notice: Callable[[str], None], meter: Meter) -> Watch:
-        """What this run hears of a stage's actors."""
+    def watch(
+        self, name: str, on_shard: Callable[..., None], notice: Callable[[str], None], meter: Meter | None = None
+    ) -> Watch:
+        """What this run hears of a stage's actors; `meter`: where its rows are what they work on."""
 
         def on_requests(found: Mapping[str, int]) -> None:
             requests.add(found)
-            meter.asked(found)
+            if meter:
+                meter.asked(found)
 
-        return Watch(on_shard, lambda said: self.run.heard(name, said), notice, self.run.check, meter.working, on_requests)  # fmt: skip  # noqa: E501
+        def on_actors(count: int) -> None:
+            if meter:
+                meter.working(count)
+
+        def on_log(said: Mapping[str, Any]) -> None:
+            self.run.heard(name, said)
+
+        return Watch(on_shard, on_log, notice, self.run.check, on_actors, on_requests)
 
     @property
     def store(self) -> Store:

@@ -145,7 +145,7 @@ def test_requests_are_counted_by_stage_and_kind(over_two_stores):
         assert asked["PUT"] > 0 and asked["bytes_sent"] > 0 and asked["bytes_received"] > 0, (name, asked)
     counted = sum(num for stage in made.values() for kind, num in stage["requests"].items() if kind.isupper())
     sent = sum(raw.values()) + sum(store.values())
-    assert 0.4 * sent < counted < 1.2 * sent, (counted, sent)  # Lance's manifests and the planner's are in no stage
+    assert 0.3 * sent < counted < 1.2 * sent, (counted, sent)  # Lance's manifests and the planner's are in no stage
 
 
 def test_requests_are_shown_where_there_are_any():

@@ -74,6 +74,11 @@ def setup(overrides: Sequence[str]) -> Setup:
         near = difflib.get_close_matches(unknown[0], graph.names, 1)
         hint = f"did you mean {near[0]}?" if near else f"its stages are {', '.join(graph.names)}"
         raise UserError(f"{unknown[0]} is no stage of {graph.name}: {hint}")
+    placed = sorted(
+        {text.lstrip("+~").split(".")[2] for text in overrides if "cluster.stages." in text.partition("=")[0]}
+    )
+    for name in placed:
+        graph.node(name)
     if "storage=s3" in overrides and not config.storage.root:
         raise UserError("storage=s3 needs a place: add storage.root=s3://bucket/prefix")
     root = open_bucket(config.storage.root or config.root, config.storage.endpoint, config.storage.region)
@@ -116,10 +121,11 @@ def _for_hydra(overrides: Sequence[str], own: str | None) -> list[str]:
 def _quoted(text: str) -> str:
     """Hydra's grammar takes SQL, URLs and paths only in quotes; whoever quotes already is left alone.
 
-    A select clause may be new: `select.mine="short_side > 500"` needs no `+`, nor do names in a value in braces.
+    A select clause may be new: `select.mine="short_side > 500"` needs no `+`, nor do the placement of a stage
+    (`cluster.stages.captions.workers=4`) and names in a value in braces.
     """
     name, _, value = text.partition("=")
-    names_something = name.startswith("select.") or (value[:1] == "{" and name[:1] not in "+~")
+    names_something = name.startswith(("select.", "cluster.stages.")) or (value[:1] == "{" and name[:1] not in "+~")
     name = f"++{name}" if names_something else name
     plain = re.fullmatch(r"[\w.+-]*", value) or value[:1] in "'\"[{" or value == ""
     if plain:
