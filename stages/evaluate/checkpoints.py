@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from infra.types import UserError
 from stages.base import Edge, Job, JobStage, Row
 
 
@@ -72,6 +73,8 @@ class Checkpoints(JobStage):
     """In the order of trainings and steps."""
 
     def run(self, job: Job) -> Iterator[Row]:
-        """As they are listed."""
+        """As they are listed; `plait evaluate` lists them."""
+        if not self.listed:
+            raise UserError("no checkpoint is listed: `plait evaluate` finds those of a root; one step again alone is --only STEP --force")  # fmt: skip  # noqa: E501
         for one in self.listed:
             yield {**asdict(one), "parents": [], "label": one.label}
