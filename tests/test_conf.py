@@ -56,6 +56,7 @@ def test_sql_urls_and_paths_need_no_second_quoting():
         ("clips.threshold=many", "clips.threshold='many' is not allowed"),
         ("recipe=emu9", "recipe is one of"),
         ("nonsense", "write name=value"),
+        ("cluster.stages.captoins.workers=4", "is no stage of demo: choose among"),
         ("pipeline=nowhere:graph", "cannot be loaded"),
         ("clips=3", "group of settings|is no setting"),
         ("cluster.workers=0.5", "workers"),

@@ -74,10 +74,8 @@ def setup(overrides: Sequence[str]) -> Setup:
         near = difflib.get_close_matches(unknown[0], graph.names, 1)
         hint = f"did you mean {near[0]}?" if near else f"its stages are {', '.join(graph.names)}"
         raise UserError(f"{unknown[0]} is no stage of {graph.name}: {hint}")
-    placed = sorted(
-        {text.lstrip("+~").split(".")[2] for text in overrides if "cluster.stages." in text.partition("=")[0]}
-    )
-    for name in placed:
+    places = (text.lstrip("+~").partition("=")[0] for text in overrides)
+    for name in sorted({place.split(".")[2] for place in places if place.startswith("cluster.stages.")}):
         graph.node(name)
     if "storage=s3" in overrides and not config.storage.root:
         raise UserError("storage=s3 needs a place: add storage.root=s3://bucket/prefix")
