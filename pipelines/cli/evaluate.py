@@ -59,6 +59,8 @@ def evaluate(
     if when.cron:
         show.out(False).file.write(emitted(when.cron, _every_s(overrides), overrides, when.image, address))
         return
+    if page and not Path(page).expanduser().resolve().parent.is_dir():  # before hours of work
+        raise UserError(f"--page {page} lies in no folder that is there: make the folder, or give another path")
     overrides += [f"cluster.address={address}"] if address else []
     if when.watch:
         watch(wish, overrides, page)

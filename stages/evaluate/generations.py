@@ -31,20 +31,27 @@ class Subjects:
     tokenizers: dict[str, Any] = field(default_factory=dict)
 
     def of(self, row: Row) -> Subject:
-        """The checkpoint of a trial. Raises DamagedError."""
+        """The checkpoint of a row. Raises BadRow where its files are damaged, or gone: its row's fault, not the run's."""
+        if self.name != row["files_sha256"]:
+            self.name = self.subject = None
+            try:
+                self.subject = self._loaded(row)
+            except DamagedError as error:
+                raise BadRow(f"The checkpoint is damaged or gone: {error}.") from error
+            self.name = row["files_sha256"]
+        return self.subject
+
+    def _loaded(self, row: Row) -> Subject:
         from models.any_to_any import load_model
         from models.tokenizers.interface import load_tokenizer
         from models.tokenizers.text import load_text_tokenizer
         from stages.evaluate.subject import Subject
 
-        if self.name != row["files_sha256"]:
-            self.name = self.subject = None
-            vision = self._tokenizer(row["tokenizer"], row["tokenizer_sha256"], load_tokenizer)
-            text = self._tokenizer(row["text_tokenizer"], row["text_tokenizer_sha256"], load_text_tokenizer)
-            with self.kit.fetch(row["checkpoint"], row["checkpoint_sha256"], _WEIGHTS) as folder:
-                model, step = load_model(folder)
-            self.name, self.subject = row["files_sha256"], Subject(model, text, vision, step)
-        return self.subject
+        vision = self._tokenizer(row["tokenizer"], row["tokenizer_sha256"], load_tokenizer)
+        text = self._tokenizer(row["text_tokenizer"], row["text_tokenizer_sha256"], load_text_tokenizer)
+        with self.kit.fetch(row["checkpoint"], row["checkpoint_sha256"], _WEIGHTS) as folder:
+            model, step = load_model(folder)
+        return Subject(model, text, vision, step)
 
     def _tokenizer(self, manifest: str, sha256: str, load: Any) -> Any:
         if sha256 not in self.tokenizers:
@@ -61,7 +68,7 @@ class Generations(RowStage):
     depend on which others are drawn beside it, and every checkpoint draws from the same numbers, so that two of them
     can be compared pair by pair.
 
-    media   the picture (png) or film (mp4); null of a text
+    media   the picture (png) or film (animated png); null of a text
     text    the text; empty of pictures and films
     """
 
@@ -104,8 +111,8 @@ class Generations(RowStage):
 
         try:
             subject = subjects.of(rows[0])
-        except DamagedError as error:
-            return iter([BadRow(f"The checkpoint is damaged or gone: {error}.") for _ in rows])
+        except BadRow as bad:
+            return iter([BadRow(str(bad)) for _ in rows])
         made = answers(subject, rows, json.loads(rows[0]["how"]))
         return (
             [{**{name: row[name] for name in _PASSED_ON}, "media": media, "text": text}]

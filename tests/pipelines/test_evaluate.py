@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipelines.ask import Ask
 from pipelines.checkpoints import Checkpoints
 from pipelines.cli.compose import setup
 from pipelines.cli.cron import emitted, schedule_of
-from pipelines.cli.evaluate import Wish, listed_for
+from pipelines.cli.evaluate import When, Wish, evaluate, listed_for
 from pipelines.evaluate import rows_of, with_listed
 from pipelines.plan import Planner
 from pipelines.run import Runner, Services
@@ -134,6 +135,30 @@ def test_every_checkpoint_and_question_is_worked_on_once_while_a_training_puts_m
     assert more["generations"]["kept"] == 3 * asked
     # step 10 is gone: its answers cannot be drawn, and that is said, row by row
     assert more["generations"]["computed"] == 3 * asked and more["generations"]["quarantined"] == asked
+
+
+def test_a_checkpoint_that_is_gone_when_its_turn_comes_is_its_rows_fault(root: Root, ray: Any) -> None:
+    root.save(10)
+    root.save(20)
+    made = setup(["pipeline=evaluate", f"root={root.bucket.folder}", *SMALL])
+    found = listed_for(made, ALL)
+    # of data that is known, so that losses are asked for too
+    found = tuple(
+        replace(one, data=json.dumps({name: {} for name in ("captions", "indices", "texts")})) for one in found
+    )
+    root.remove(10)
+    graph = with_listed(made.graph, found[:1])
+    assert graph is not None
+    planner = Planner(graph, made.root, None, Ask(to="likelihoods"))
+    services = Services(made.root, None, lambda: ray, lambda: None, lambda *_: {}, Quiet(), "again")
+    entries = {entry["name"]: entry for entry in Runner(planner, services, Ask(), {}).run().stages}
+    assert entries["likelihoods"]["quarantined"] == 1
+    assert "damaged or gone" in next(iter(entries["likelihoods"]["reasons"]))
+
+
+def test_a_page_in_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make the folder"):
+        evaluate([f"root={tmp_path}"], When(), ALL, None, str(tmp_path / "nowhere" / "scores.html"), False)
 
 
 def test_the_newest_come_first_within_the_budget_and_a_name_means_one_checkpoint(root: Root) -> None:
