@@ -13,11 +13,17 @@ from typing import Any
 from infra.checkpoints import CheckpointFolder
 from infra.ledger import Ledger, snapshot_of
 from infra.store import Store
-from infra.types import Checkpoint
+from infra.types import Checkpoint, Snapshot
 
-_MadeOf = tuple[tuple[str, str], tuple[str, str], int, dict[str, Any]]
 _ROOT = "checkpoints"
 _DATA = ("captions", "indices", "texts")
+
+
+def last_manifest(store: Store, snapshot: Snapshot) -> tuple[str, str]:
+    """Manifest and SHA-256 of the highest step of a dataset of checkpoints that has rows."""
+    table = store.scan(snapshot, ["step", "manifest", "manifest_sha256"]).sort_by("step")
+    last = table.slice(table.num_rows - 1).to_pylist()[0]
+    return last["manifest"], last["manifest_sha256"]
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,7 @@ class Checkpoints:
         dones = [d for d in self._all(dataset) if d["snapshot"]["digest"] == digest and d["snapshot"]["rows"]]
         if not dones:
             return None
-        table = self.store.scan(snapshot_of(dones[-1]), ["step", "manifest", "manifest_sha256"]).sort_by("step")
-        last = table.slice(table.num_rows - 1).to_pylist()[0]
-        return last["manifest"], last["manifest_sha256"]
+        return last_manifest(self.store, snapshot_of(dones[-1]))
 
     def _all(self, dataset: str) -> list[dict[str, Any]]:
         if dataset not in self._dones:

@@ -36,7 +36,7 @@ class Paired:
 
 def paired(store: Store, targets: Sequence[str], *, suite: str | None, seed: int, limit: int | None) -> Paired:
     """Pairs of the pictures and films of these checkpoints, as `generations` has them."""
-    labels = {one.files_sha256: f"{one.training[:8]} step {one.step}" for one in _checkpoints(store, targets)}
+    labels = {one.files_sha256: one.label for one in _checkpoints(store, targets)}
     dones = Ledger(store.bucket).dones(Generations.writes)
     snapshot = snapshot_of(dones[-1]) if dones else None
     places: dict[tuple[str, str, int], int] = {}
@@ -70,7 +70,7 @@ def _checkpoints(store: Store, targets: Sequence[str]) -> list[Listed]:
     for target in targets:
         meant = [one for one in known if is_called(one.checkpoint, one.training, one.step, target)]
         if len(meant) != 1:
-            some = ", ".join(f"{one.training[:8]}/step-{one.step:06d}" for one in (meant or known)[-4:])
+            some = ", ".join(one.short for one in (meant or known)[-4:])
             what = f"means {len(meant)} checkpoints" if meant else "is no checkpoint that was evaluated"
             raise UserError(f"{target!r} {what}: give one of {some or '`plait evaluate`, which has not run yet'}")
         found += meant

@@ -25,8 +25,6 @@ from stages.evaluate.scores import Scores
 from stages.evaluate.trials import Trials
 from stages.evaluate.verdicts import Verdicts
 
-PIPELINE = "evaluate"
-
 
 def graph(config: Config) -> Graph:
     """One line a stage."""

@@ -18,6 +18,7 @@ from infra.types import PlaitError, Snapshot, now_utc
 from infra.world import world_failed
 from pipelines import waves
 from pipelines.ask import Ask
+from pipelines.checkpoints import last_manifest
 from pipelines.graph import Node
 from pipelines.materialise import materialise, reselect
 from pipelines.plan import Planner
@@ -221,8 +222,7 @@ class Runner:
 
     def last_checkpoint(self, snapshot: Snapshot) -> str:
         """Address of the manifest of the highest step."""
-        table = self.planner.store.scan(snapshot, ["step", "manifest"]).sort_by("step")
-        return self.services.root.url(table["manifest"][table.num_rows - 1].as_py())
+        return self.services.root.url(last_manifest(self.planner.store, snapshot)[0])
 
     def _tell(self, done: Mapping[str, Any]) -> None:
         """Tell MLflow, also of what an earlier run published and did not live to tell."""

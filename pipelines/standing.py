@@ -10,6 +10,7 @@ from infra.ledger import Ledger, snapshot_of
 from infra.store import Store
 from infra.types import Snapshot, UserError
 from pipelines import rest
+from pipelines.checkpoints import last_manifest
 
 
 class Standing:
@@ -88,5 +89,4 @@ class Standing:
         done = self.dones.get(dataset)
         if not done or not done["snapshot"]["rows"]:
             return None
-        table = self.store.scan(snapshot_of(done), ["step", "manifest"]).sort_by("step")
-        return self.root.url(table["manifest"][table.num_rows - 1].as_py())
+        return self.root.url(last_manifest(self.store, snapshot_of(done))[0])

@@ -22,6 +22,7 @@ from infra.listing import SourceFile
 from infra.store import SnapshotReader, Store, table_of, to_table, values_of
 from infra.traces import error_class, trace_digest
 from infra.types import BadRow, Filtered, Outcome, Row, Snapshot
+from pipelines.checkpoints import last_manifest
 from pipelines.key import RowKeys
 from stages.base import RowStage
 
@@ -35,9 +36,8 @@ SCHEMA_ERRORS = (pa.ArrowException, KeyError, TypeError, OverflowError)
 
 def fetch_checkpoint(root: Bucket, snapshot: Snapshot, folder: Path) -> Path:
     """Copy the verified files of a checkpoint dataset's last row (highest step) into a folder."""
-    table = Store(root).scan(snapshot, ["step", "manifest", "manifest_sha256"]).sort_by("step")
-    last = table.slice(table.num_rows - 1).to_pylist()[0]
-    download(root, last["manifest"], folder, last["manifest_sha256"])
+    manifest, sha256 = last_manifest(Store(root), snapshot)
+    download(root, manifest, folder, sha256)
     return folder
 
 

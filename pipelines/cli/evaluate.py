@@ -75,7 +75,7 @@ def once(wish: Wish, overrides: Sequence[str], page: str | None, as_json: bool) 
     _write_page(page, rows)
     if wish.target:
         rows = [row for row in rows if is_called(row["checkpoint"], row["training"], row["step"], wish.target)]
-    _show(made, rows, result)
+    _show(rows, result)
     if as_json:
         show.emit({"ok": True, "run": result, "scores": rows})
     if wish.target and any(row["outcome"] == "fail" for row in rows):
@@ -93,7 +93,7 @@ def watch(wish: Wish, overrides: Sequence[str], page: str | None) -> None:
             if result is not None:
                 rows = _scores(made)
                 _write_page(page, rows)
-                _show(made, rows, result)
+                _show(rows, result)
         except (UserError, StoppedError):
             raise
         except PlaitError as error:
@@ -173,16 +173,12 @@ def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
         matching = [one for one in found if is_called(one.checkpoint, one.training, one.step, wish.target)]
         if not matching:
             some = ", ".join(one.label for one in found[-4:]) or "none: `plait run` trains them"
-            raise UserError(f"{wish.target!r} is no checkpoint of {made.root.uri}: the last ones are {some}; give a name such as {_name(found)}")  # fmt: skip  # noqa: E501
+            raise UserError(f"{wish.target!r} is no checkpoint of {made.root.uri}: the last ones are {some}; give a name such as {found[-1].short if found else 'model'}")  # fmt: skip  # noqa: E501
         new = [one for one in new if one in matching]
     budget = wish.budget or made.config.evaluation.budget
     if not wish.target and budget is not None:
         new = new[-budget:]
     return tuple(sorted([*before, *new], key=lambda one: (one.begun, one.training, one.step)))
-
-
-def _name(found: Sequence[Any]) -> str:
-    return f"{found[-1].training[:8]}/step-{found[-1].step:06d}" if found else "model"
 
 
 def _scores(made: Any) -> list[dict[str, Any]]:
@@ -194,7 +190,7 @@ def _scores(made: Any) -> list[dict[str, Any]]:
     return rows_of(Store(made.root), "scores", columns)
 
 
-def _show(made: Any, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> None:
+def _show(rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> None:
     """The newest checkpoint's scores, and where to look."""
     console = show.out(False)
     if result is None:

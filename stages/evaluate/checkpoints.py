@@ -41,6 +41,11 @@ class Listed:
         """What people call it."""
         return f"{self.training[:8]} step {self.step}"
 
+    @property
+    def short(self) -> str:
+        """What people type for it."""
+        return f"{self.training[:8]}/step-{self.step:06d}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints(JobStage):

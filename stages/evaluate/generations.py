@@ -31,7 +31,7 @@ class Subjects:
     tokenizers: dict[str, Any] = field(default_factory=dict)
 
     def of(self, row: Row) -> Subject:
-        """The checkpoint of a row. Raises BadRow where its files are damaged, or gone: its row's fault, not the run's."""
+        """The checkpoint of a row. Raises BadRow where its files are damaged or gone: no reason to end the run."""
         if self.name != row["files_sha256"]:
             self.name = self.subject = None
             try:

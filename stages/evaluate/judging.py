@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from stages.base import BadRow, Outcome, Row
 from stages.evaluate.judge import Answer, Judge
 from stages.evaluate.rewriting import asked_for, told
 from stages.evaluate.suite import Judged, Question, Suite, Verdict
+from stages.evaluate.suites import Options, suite_of
 
 ANSWER_COLUMNS = (
     "files_sha256", "training", "step", "question", "index", "suite", "task", "prompt", "about", "evidence", "media",
@@ -39,6 +41,18 @@ VERDICT_SCHEMA = pa.schema(
 )
 """A row per answer: `judge` names who found it (and who rewrote the prompt), `score` is null where only all answers
 together give one, `parts` is JSON."""
+
+
+def judged_by_suite(
+    rows: Sequence[Row], judges: dict[str, Judge], judge_of: Callable[[str], Judge], options: Options
+) -> list[Outcome]:
+    """Verdicts on answers, those of one suite together; `judges` keeps those that were made, by suite."""
+    outcomes: list[Outcome] = []
+    for name, alike in groupby(rows, key=lambda row: row["suite"]):
+        if name not in judges:
+            judges[name] = judge_of(name)
+        outcomes += verdicts_of(list(alike), judges[name], suite_of(name, options))
+    return outcomes
 
 
 def verdicts_of(rows: Sequence[Row], judge: Judge, suite: Suite) -> list[Outcome]:

@@ -19,7 +19,6 @@ from stages.evaluate.suite import Judged, Suite
 from stages.evaluate.suites import Options, class_of, meant, scores_of, suite_of
 
 _CHECKPOINT_COLUMNS = ("files_sha256", "checkpoint", "training", "begun", "step")
-OUTCOMES = ("pass", "fail", "inconclusive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class Scores(JobStage):
         checkpoints = sorted(_rows(job, "checkpoints", ("key", *_CHECKPOINT_COLUMNS)), key=_order)
         losses = _rows(job, "likelihoods", VERDICT_COLUMNS)
         found = [row for name in ("verdicts", "opinions") for row in _rows(job, name, VERDICT_COLUMNS)]
-        judged, judges = _judged([*found, *losses])
+        judged, judges = _judged([*found, *losses], self.options)
         # of likelihoods a checkpoint has all or none
         wanted, asked = _wanted([*_rows(job, "trials", ("files_sha256", "suite", "question")), *losses])
         walk = _Walk(self, judged, wanted, asked)
@@ -142,7 +141,7 @@ class _Walk:
     def __init__(
         self,
         stage: Scores,
-        judged: Mapping[tuple[str, str], list[Judged]],
+        judged: Mapping[tuple[str, str], Sequence[Judged]],
         wanted: Mapping[tuple[str, str], int],
         asked: Mapping[tuple[str, str], str],
     ) -> None:
@@ -154,7 +153,10 @@ class _Walk:
     def visit(self, checkpoint: Row) -> tuple[dict[str, Ruling], bool]:
         """What the gates say of it, by score, and whether it is the champion from now on."""
         name = checkpoint["files_sha256"]
-        pairs = [(gate, self._compared(name, gate.score)) for gate in self._gates()]
+        gates = list(self._gates())
+        suites = {gate.score.partition("/")[0] for gate in gates}
+        compared_by = {suite: self._compared(name, suite) for suite in suites}
+        pairs = [(gate, compared_by[gate.score.partition("/")[0]]) for gate in gates]
         rulings = {one.gate.score: one for one in ruled(pairs)}
         outcomes = {one.outcome for one in rulings.values()}
         crowned = bool(self.stage.gates) and outcomes <= {"pass"} and self._is_whole(name)
@@ -175,15 +177,14 @@ class _Walk:
                 better = class_of(score.partition("/")[0]).higher_is_better
                 yield Gate(score=score, floor=bound.floor, max_drop=max_drop, higher_is_better=better)
 
-    def _compared(self, name: str, score: str) -> Comparison:
-        suite = suite_of(score.partition("/")[0], self.stage.options)
-        new = suite.settled(self.judged.get((name, suite.name), []))
+    def _compared(self, name: str, suite: str) -> Comparison:
+        scores, new = scores_of(suite_of(suite, self.stage.options)), self.judged.get((name, suite), [])
         if not new:
             return Comparison(new={}, change={}, missing=1.0)
         if self.champion is None:
-            return alone(scores_of(suite), new, resamples=self.stage.resamples)
-        old = suite.settled(self.judged.get((self.champion, suite.name), []))
-        return compared(scores_of(suite), old, new, resamples=self.stage.resamples)
+            return alone(scores, new, resamples=self.stage.resamples)
+        old = self.judged.get((self.champion, suite), [])
+        return compared(scores, old, new, resamples=self.stage.resamples)
 
     def _is_whole(self, name: str) -> bool:
         """Whether every answer that is wanted of the gates' suites has a verdict."""
@@ -196,7 +197,7 @@ def _sure(suite: Suite, judged: Sequence[Judged], resamples: int) -> dict[str, I
     if not judged:
         return {}
     draws = resamples if suite.resampled else 0
-    return intervals(scores_of(suite), suite.settled(judged), resamples=draws)
+    return intervals(scores_of(suite), judged, resamples=draws)
 
 
 def _finite(value: float) -> float | None:
@@ -221,12 +222,15 @@ def _wanted(trials: Sequence[Row]) -> tuple[dict[tuple[str, str], int], dict[tup
     return {pair: len(names) for pair, names in questions.items()}, digests
 
 
-def _judged(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], list[Judged]], dict[tuple[str, str], str]]:
-    """Verdicts, and who judged, by checkpoint and suite."""
+def _judged(
+    rows: Sequence[Row], options: Options
+) -> tuple[dict[tuple[str, str], Sequence[Judged]], dict[tuple[str, str], str]]:
+    """Settled verdicts, and who judged, by checkpoint and suite."""
     verdicts: dict[tuple[str, str], list[Judged]] = {}
     judges: dict[tuple[str, str], set[str]] = {}
     for row, one in zip(rows, judged_of(rows), strict=True):
         pair = row["files_sha256"], row["suite"]
         verdicts.setdefault(pair, []).append(one)
         judges.setdefault(pair, set()).add(row["judge"])
-    return verdicts, {pair: ", ".join(sorted(names)) for pair, names in judges.items()}
+    settled = {pair: suite_of(pair[1], options).settled(some) for pair, some in verdicts.items()}
+    return settled, {pair: ", ".join(sorted(names)) for pair, names in judges.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -13,9 +12,9 @@ from infra.types import UserError
 from stages import weights
 from stages.base import Edge, Kit, Outcome, Row, RowStage, since
 from stages.evaluate.judge import Itself, Judge
-from stages.evaluate.judging import ANSWER_COLUMNS, VERDICT_SCHEMA, verdicts_of
+from stages.evaluate.judging import ANSWER_COLUMNS, VERDICT_SCHEMA, judged_by_suite
 from stages.evaluate.suite import Evidence
-from stages.evaluate.suites import Options, class_of, meant, suite_of
+from stages.evaluate.suites import Options, class_of, meant
 
 _EVIDENCE: tuple[Evidence, ...] = ("pixels", "words", "objects", "features")
 _OWN_DETECTOR = ("composition",)
@@ -79,12 +78,7 @@ class Verdicts(RowStage):
 
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Answers of one suite together."""
-        outcomes: list[Outcome] = []
-        for name, alike in groupby(rows, key=lambda row: row["suite"]):
-            if name not in tools:
-                tools[name] = self._judge(name)
-            outcomes += verdicts_of(list(alike), tools[name], suite_of(name, self.options))
-        return outcomes
+        return judged_by_suite(rows, tools, self._judge, self.options)
 
     def _judge(self, name: str) -> Judge:
         gives = class_of(name).evidence
