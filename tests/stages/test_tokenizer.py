@@ -44,6 +44,10 @@ class Ear:
     blamed: str = ""
     notes: list[str] = field(default_factory=list)
     dies_at: int = 10**9
+    """The step whose losses are the last that is heard."""
+    dies_saving: int = 10**9
+    """The save, counted from 1, before which the process dies: all saves before it are published."""
+    num_saves: int = 0
 
     @property
     def blame(self) -> Any:
@@ -70,6 +74,9 @@ class Ear:
             self.blamed = said[0]
         elif said:
             self.pictures[said[0]] = said[1]
+            self.num_saves += 1
+            if self.num_saves >= self.dies_saving:
+                raise KilledError
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +94,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dist.destroy_process_group()
 
 
-def train(stage: Tokenizer, job: FakeJob, dies_at: int = 10**9, every: int = 5, pulse: type[Pulse] = Pulse) -> Ear:
-    ear = Ear(dies_at=dies_at)
+def train(stage: Tokenizer, job: FakeJob, *, every: int = 5, pulse: type[Pulse] = Pulse, ear: Ear | None = None) -> Ear:
+    ear = ear or Ear()
     config = {
         "stage": stage,
         "clips": job.reader("clips"),
@@ -131,7 +138,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_whatever_the_order_in_storage(
     train(STAGE, whole)
     broken = FakeJob(tmp_path / "broken", {"clips": clips})
     with pytest.raises(KilledError):
-        train(STAGE, broken, dies_at=25)
+        train(STAGE, broken, ear=Ear(dies_at=25))
     again = FakeJob(tmp_path / "broken", {"clips": clips.take(list(reversed(range(20))))})
     train(STAGE, again)
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
@@ -165,7 +172,7 @@ def test_a_damaged_file_is_set_aside_and_training_goes_on_from_the_checkpoint_be
     whole, broken = (FakeJob(tmp_path / name, {"clips": clips}) for name in ("whole", "broken"))
     train(stage, whole)
     with pytest.raises(KilledError):
-        train(stage, broken, dies_at=6, every=1)
+        train(stage, broken, every=1, ear=Ear(dies_saving=3))
     assert [one.step for one in broken.checkpoints.all()] == [2, 4]
     damage(tmp_path / "broken", file)
     ear = train(stage, broken, every=1)
@@ -302,6 +309,6 @@ def test_a_patch_discriminator_and_lpips_join_the_training_and_resume_with_it(
     assert row["step"] == 6 and whole.summaries["lpips"] > 0
     broken = FakeJob(tmp_path / "broken", {"clips": clips})
     with pytest.raises(KilledError):
-        train(stage, broken, dies_at=5, every=1)
+        train(stage, broken, every=1, ear=Ear(dies_at=5))
     train(stage, broken, every=1)
     assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
