@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from models.any_to_any import AnyToAny, load_model
-from models.generate import Sampling, draw_codes, draw_scales
-from models.layout import finest, prompt
+from models.generate.choosing import Sampling
+from models.generate.pictures import Asked, pictures
 from models.raster import TextTokenizer
-from models.tokenizers.interface import Encoded, VisionTokenizer, load_tokenizer, to_bytes, to_pixels
+from models.tokenizers.interface import VisionTokenizer, load_tokenizer, to_bytes, to_pixels
 from models.tokenizers.text import load_text_tokenizer
 from stages import sample_world as world
 from stages.evaluate.detector_pixels import detected
@@ -87,17 +87,12 @@ def _cut(pictures: np.ndarray, side: int) -> torch.Tensor:
 def answers(
     model: AnyToAny, text: TextTokenizer, tokenizer: VisionTokenizer, prompts: Sequence[str], how: Sampling
 ) -> list[np.ndarray]:
-    """A picture for each prompt, of models of codes or scales."""
-    form, grids = model.form, tokenizer.grids(1, SIDE, SIDE)
-    grid, out = finest(grids), []
+    """A picture for each prompt, from a seed of its own."""
+    asked, out = Asked(grids=tokenizer.grids(1, SIDE, SIDE)), []
     for start in range(0, len(prompts), BATCH):
-        told = [prompt(text.encode(one), grid, form, text) for one in prompts[start : start + BATCH]]
-        plain = [prompt([], grid, form, text)] * len(told)
-        if form.layout.vision == "scales":
-            ids = draw_scales(model, told, [one[1:] for one in grids], how, plain=plain)
-        else:
-            ids = draw_codes(model, told, grid, how, plain)
-        out += list(to_bytes(tokenizer.decode(Encoded(grids=grids, ids=ids)))[:, 0].numpy())
+        some = prompts[start : start + BATCH]
+        seeds = range(start, start + len(some))
+        out += [one[0] for one in pictures(model, tokenizer, text, some, how, seeds, asked)]
     return out
 
 
@@ -107,6 +102,7 @@ def report(suite: Composition, questions: Sequence[Question], pictures: Sequence
         Judged(question=one.prompt, task=one.task, index=0, verdict=suite.verdict(one, detected(picture)))
         for one, picture in zip(questions, pictures, strict=True)
     ]
+    judged = list(suite.settled(judged))
     scores, rng = suite.scores(judged), np.random.default_rng(0)
     for task in dict.fromkeys(one.task for one in judged):
         of = np.array([one.verdict.score for one in judged if one.task == task])
@@ -121,31 +117,31 @@ def main(given: argparse.Namespace) -> None:
     suite = Composition(prompts_per_task=given.prompts)
     questions = list(suite.questions(None))
     if given.what == "truth":
-        pictures = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
+        scenes = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
         print("truth")
-        report(suite, questions, pictures)
+        report(suite, questions, scenes)
         for folder in given.folders:
             print(folder)
-            report(suite, questions, redrawn(load_tokenizer(Path(folder)), pictures))
+            report(suite, questions, redrawn(load_tokenizer(Path(folder)), scenes))
         return
     if given.what == "patches":
-        pictures = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
+        scenes = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
         for one in given.folders:
             side, codes = map(int, one.split(":"))
             print(f"patches of {side}x{side}, {codes} codes")
-            report(suite, questions, patched(pictures, side, codes))
+            report(suite, questions, patched(scenes, side, codes))
         return
     text, tokenizer = load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1]))
     how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
     for folder in given.folders[2:]:
         model, step = load_model(Path(folder))
         began = time.process_time()
-        pictures = answers(model, text, tokenizer, [one.prompt for one in questions], how)
+        drawn = answers(model, text, tokenizer, [one.prompt for one in questions], how)
         print(f"step {step}, {time.process_time() - began:.0f} CPU s of drawing, {how}: {folder}")
         if given.sheet:
-            rows = [np.concatenate(pictures[n : n + 10], 1) for n in range(0, len(pictures) - 9, given.prompts)]
+            rows = [np.concatenate(drawn[n : n + 10], 1) for n in range(0, len(drawn) - 9, given.prompts)]
             cv2.imwrite(f"{given.sheet}-{step:06d}.png", np.concatenate(rows)[..., ::-1])
-        report(suite, questions, pictures)
+        report(suite, questions, drawn)
 
 
 if __name__ == "__main__":

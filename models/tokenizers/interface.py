@@ -6,7 +6,6 @@ after grid, each in raster order; M codes of a batch; C channels; D size of a co
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -127,7 +126,7 @@ class VisionTokenizer(nn.Module, ABC):
 
     def identity(self) -> dict[str, Any]:
         """What is no tensor and decides codes and pictures; never a path."""
-        return dataclasses.asdict(self.shape)
+        return shapes.plain(self.shape)
 
     def weights_digest(self) -> bytes:
         """SHA-256 of all tensors, by name."""
@@ -144,7 +143,7 @@ class VisionTokenizer(nn.Module, ABC):
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Weights (these, copied before, or those of now) and shape into a folder."""
         save_file(dict(self.copied() if weights is None else weights), folder / WEIGHTS_FILE)
-        (folder / SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(self.shape), indent=1, sort_keys=True))
+        (folder / SHAPE_FILE).write_text(json.dumps(shapes.plain(self.shape), indent=1, sort_keys=True))
 
 
 def copy_of(tensor: Tensor) -> Tensor:

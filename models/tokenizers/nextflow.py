@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from models.tokenizers import multiscale, semantic, towers
+from models.tokenizers import multiscale, semantic, shapes, towers
 from models.tokenizers.interface import WEIGHTS_FILE, Encoded, Grid, Painted, VisionTokenizer
 from models.tokenizers.quantise import BLOCK_ELEMENTS, Codebook, distances, straight_through
 from models.tokenizers.scales import Sides, grids_of, num_places
@@ -70,7 +70,7 @@ class NextFlowTokenizer(VisionTokenizer):
 
     def identity(self) -> dict[str, Any]:
         """The shape, without the place of the teacher, whose weights are among the others."""
-        return dataclasses.asdict(self.shape) | {"teacher": self.shape.teacher is not None}
+        return shapes.plain(self.shape) | {"teacher": self.shape.teacher is not None}
 
     def phase(self, name: str) -> None:
         """pixel: that branch alone, by its own distance. joint: all. decoder: the pixel decoder, doubled, alone."""

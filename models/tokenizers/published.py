@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from models.tokenizers import shapes
 from models.tokenizers.interface import SHAPE_FILE, Encoded, Grid, Painted, VisionTokenizer
 from models.tokenizers.shapes import PublishedShape
 from models.tokenizers.vae import library, patched, unpatched
@@ -67,12 +68,12 @@ class PublishedTokenizer(VisionTokenizer):
 
     def identity(self) -> dict[str, Any]:
         """The library's class and its configuration, wherever the weights lie."""
-        return {"shape": dataclasses.asdict(self.shape) | {"place": None}, "config": self.adapter.facts()}
+        return {"shape": shapes.plain(self.shape) | {"place": None}, "config": self.adapter.facts()}
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """The library's own files, and the shape. The weights never change, so those of now are those of before."""
         self.adapter.model.save_pretrained(folder / _FOLDER, safe_serialization=True)
-        (folder / SHAPE_FILE).write_text(json.dumps(dataclasses.asdict(self.shape), indent=1, sort_keys=True))
+        (folder / SHAPE_FILE).write_text(json.dumps(shapes.plain(self.shape), indent=1, sort_keys=True))
 
 
 class Adapter(nn.Module, ABC):

@@ -6,12 +6,20 @@ in the order of the samples and draws restarts from a seed, so that any number o
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 BLOCK_ELEMENTS = 1 << 26
 """Distances held at once (256 MB of floats)."""
+_LEAST_USE = 1e-3
+"""Uses a step of a code that was never used: its price is finite."""
+
+Restart = Literal["any", "far"]
+"""Where dead codes restart: at any latent, or the more likely the further a latent lies from its code, as k-means++
+places its centres (Arthur and Vassilvitskii 2007)."""
 
 
 def distances(latent_MD: Tensor, codebook_KD: Tensor) -> Tensor:
@@ -20,10 +28,16 @@ def distances(latent_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     return codebook_KD.square().sum(1) - 2 * latent_MD @ codebook_KD.T
 
 
-def nearest(latent_MD: Tensor, codebook_KD: Tensor) -> Tensor:
-    """(M) index of the nearest code, the lower one of equals."""
-    block = max(1, BLOCK_ELEMENTS // len(codebook_KD))
-    return torch.cat([distances(part, codebook_KD).argmin(1) for part in latent_MD.split(block)])
+def nearest(latent_MD: Tensor, codebook_KD: Tensor, price_K: Tensor | None = None) -> Tensor:
+    """(M) index of the nearest code, the lower one of equals; `price_K` is added to the squared distances."""
+    block, price = max(1, BLOCK_ELEMENTS // len(codebook_KD)), 0.0 if price_K is None else price_K
+    return torch.cat([(distances(part, codebook_KD) + price).argmin(1) for part in latent_MD.split(block)])
+
+
+def _shares(counts_K: Tensor) -> Tensor:
+    """Of all uses; none is 0."""
+    counts_K = counts_K + _LEAST_USE
+    return counts_K / counts_K.sum()
 
 
 def straight_through(latent: Tensor, quantised: Tensor) -> Tensor:
@@ -39,13 +53,27 @@ class Codebook(nn.Module):
     sums: Tensor
     """(K, D) moving average of the sum of latents of each code; unused where codes learn by gradient."""
 
-    def __init__(self, size: int, dim: int, *, learned: bool, normalised: bool = False) -> None:
+    error: Tensor
+    """() moving average of the squared distance to the nearest code; only where codes have a price."""
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        learned: bool,
+        normalised: bool = False,
+        rate: float = 0.0,
+        restart: Restart = "any",
+    ) -> None:
         super().__init__()
         first = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
         self.weight = nn.Parameter(first, requires_grad=learned)
-        self.learned, self.normalised = learned, normalised
+        self.learned, self.normalised, self.rate, self.restart = learned, normalised, rate, restart
         self.register_buffer("counts", torch.zeros(size))
         self.register_buffer("sums", torch.zeros(0 if learned else size, dim))
+        if rate:
+            self.register_buffer("error", torch.zeros(()))
 
     def codes(self) -> Tensor:
         """(K, D) codes as they are compared and looked up."""
@@ -56,8 +84,13 @@ class Codebook(nn.Module):
         return normalize(latent, dim=-1) if self.normalised else latent
 
     def nearest(self, latent_MD: Tensor) -> Tensor:
-        """(M) index of the nearest code."""
-        return nearest(latent_MD.detach(), self.codes().detach())
+        """(M) index of the nearest code; of the one with the least distance and price, where codes have one.
+
+        The price is `rate` times the mean squared distance times -ln of the share of uses, as entropy-constrained
+        vector quantisation has it (Chou, Lookabaugh, Gray 1989): what is all but the same gets the same, common code.
+        """
+        price_K = -self.rate * self.error * _shares(self.counts).log() if self.rate else None
+        return nearest(latent_MD.detach(), self.codes().detach(), price_K)
 
     @torch.no_grad()
     def learn(self, latent_MD: Tensor, codes_M: Tensor, *, decay: float, dead_below: float, seed: int) -> int:
@@ -68,6 +101,10 @@ class Codebook(nn.Module):
         """
         K, D = self.weight.shape
         first = not bool(self.counts.any())
+        drawn_K = self._drawn(latent_MD, codes_M, seed)
+        if self.rate:
+            near_M = latent_MD.square().sum(1) + distances(latent_MD, self.codes()).amin(1)
+            self.error.mul_(decay).add_(near_M.mean(), alpha=1 - decay)
         use_K = torch.bincount(codes_M, minlength=K).to(latent_MD)
         self.counts.mul_(decay).add_(use_K, alpha=1 - decay)
         if not self.learned:
@@ -76,7 +113,6 @@ class Codebook(nn.Module):
         dead_K = self.counts < dead_below
         if first and dead_below > 0:
             dead_K = torch.ones_like(dead_K)
-        drawn_K = torch.randint(len(latent_MD), (K,), generator=torch.Generator().manual_seed(seed))
         fresh = latent_MD[drawn_K.to(latent_MD.device)[dead_K]]
         self.counts[dead_K] = 1.0
         if self.learned:
@@ -85,6 +121,14 @@ class Codebook(nn.Module):
             self.sums[dead_K] = fresh
             self.weight.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])
         return int(dead_K.sum())
+
+    def _drawn(self, latent_MD: Tensor, codes_M: Tensor, seed: int) -> Tensor:
+        """(K) latents at which codes would restart."""
+        draw = torch.Generator().manual_seed(seed)
+        if self.restart == "any":
+            return torch.randint(len(latent_MD), (len(self.weight),), generator=draw)
+        far_M = (latent_MD - self.codes()[codes_M]).square().sum(1).nan_to_num(0.0, 0.0).cpu()
+        return torch.multinomial(far_M + 1e-12, len(self.weight), replacement=True, generator=draw)
 
 
 def usage(codes_M: Tensor, codebook_size: int) -> tuple[float, float]:

@@ -5,8 +5,21 @@ A shape is told from the others by its `kind`. Published sizes stand in `conf/to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+_AS_BEFORE = "as_before"
+
+
+def _since(as_before: Any) -> Any:
+    """Declare a size added after the first release: left out of identities while it equals `as_before`."""
+    return field(default=as_before, metadata={_AS_BEFORE: as_before})
+
+
+def plain(shape: Any) -> dict[str, Any]:
+    """What names a shape: all fields, but later ones that stand at what went before them."""
+    later = {f.name for f in fields(shape) if f.metadata.get(_AS_BEFORE, shape) == getattr(shape, f.name)}
+    return {name: value for name, value in asdict(shape).items() if name not in later}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +71,17 @@ class VqShape:
     """A code used less often than this, times a batch, restarts at a latent of the batch; 0: never."""
     commitment: float = 0.25
     """Weight of the commitment loss (arXiv 1711.00937, equation 3)."""
+    rate: float = _since(0.0)
+    """Price of rare codes beside the distance (models/tokenizers/quantise.py): keeps codes off what is all but the
+    same, and what a model has to predict small. 0: the nearest code."""
+    restart: Literal["any", "far"] = _since("any")
+    """Where dead codes restart: at any latent, or the likelier the further it lies from its code."""
+
+    def __post_init__(self) -> None:
+        if self.rate < 0 or (self.rate and self.codebook == "gradient"):
+            raise ValueError(
+                f"rate={self.rate} with codebook={self.codebook}: give 0, or a price above 0 with codebook=ema"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

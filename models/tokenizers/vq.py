@@ -32,8 +32,9 @@ class VqTokenizer(VisionTokenizer):
         self.stride = (1, shape.tower.stride)
         self.encoder = towers.encoder(shape.tower, shape.code_dim)
         self.codebook = Codebook(
-            shape.codebook_size, shape.code_dim, learned=shape.codebook == "gradient", normalised=shape.normalised
-        )
+            shape.codebook_size, shape.code_dim, learned=shape.codebook == "gradient", normalised=shape.normalised,
+            rate=shape.rate, restart=shape.restart,
+        )  # fmt: skip
         self.decoder = towers.decoder(shape.tower, shape.code_dim)
 
     def grids(self, frames: int, height: int, width: int) -> tuple[Grid, ...]:

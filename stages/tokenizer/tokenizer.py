@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from infra.types import UserError
+from models.tokenizers import shapes
 from models.tokenizers.shapes import NextFlowShape, PublishedShape, Shape
 from stages import weights
 from stages.base import Edge, Job, JobStage, Row, above_zero
@@ -117,7 +118,7 @@ class Tokenizer(JobStage):
 
     def settings(self) -> dict[str, Any]:
         """Weights by what they are, not by where they lie."""
-        said = super().settings() | {"shape": asdict(self.shape)}
+        said = super().settings() | {"shape": shapes.plain(self.shape)}
         if isinstance(self.shape, PublishedShape):
             said["shape"]["place"] = weights.named(self.shape.place)
         if isinstance(self.shape, NextFlowShape) and self.shape.teacher:

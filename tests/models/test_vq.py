@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,14 +98,55 @@ def test_dead_codes_restart_at_latents_drawn_by_the_seed() -> None:
     assert not torch.equal(books[0].weight[1:], books[2].weight[1:])
 
 
+def test_a_price_sends_what_is_all_but_the_same_to_the_common_code() -> None:
+    torch.manual_seed(0)
+    free, priced = (Codebook(16, 4, learned=False, rate=rate) for rate in (0.0, 0.7))
+    latents = torch.randn(400, 4)
+    for book in (free, priced):
+        for step in range(20):
+            book.learn(latents, book.nearest(latents), decay=0.8, dead_below=0.0, seed=step)
+    shares = (priced.counts + 1e-3) / (priced.counts + 1e-3).sum()
+    distance = (latents[:, None] - priced.weight[None]).square().sum(-1)
+    assert float(priced.error) == pytest.approx(float(distance.amin(1).mean()), rel=0.15)
+    # Chou, Lookabaugh, Gray 1989, equation 4, by brute force.
+    meant = (distance - 0.7 * priced.error * shares.log()).argmin(1)
+    assert torch.equal(priced.nearest(latents), meant)
+    assert not torch.equal(meant, distance.argmin(1))
+    assert torch.equal(free.nearest(latents), (latents[:, None] - free.weight[None]).square().sum(-1).argmin(1))
+    assert usage(priced.nearest(latents), 16)[1] < usage(free.nearest(latents), 16)[1]
+
+
+def test_far_restarts_lie_where_codes_are_missing() -> None:
+    book = Codebook(8, 2, learned=False, restart="far")
+    near, away = torch.randn(990, 2) * 0.01, torch.tensor([[50.0, 50.0]]).repeat(10, 1)
+    latents = torch.cat([near, away])
+    book.counts.fill_(1.0)
+    book.weight.data.zero_()
+    book.sums.zero_()
+    assert book.learn(latents, torch.zeros(1000, dtype=torch.long), decay=0.1, dead_below=0.5, seed=0) == 7
+    assert (book.weight[1:] == 50.0).all()
+
+
+def test_sizes_that_came_later_leave_names_as_they_were() -> None:
+    old = VqTokenizer(vq_shape())
+    assert not {"rate", "restart"} & set(old.identity())
+    priced = VqTokenizer(dataclasses.replace(old.shape, rate=0.5, restart="far"))
+    assert priced.identity() == {**old.identity(), "rate": 0.5, "restart": "far"}
+    with pytest.raises(ValueError, match=r"rate=0\.5 with codebook=gradient"):
+        dataclasses.replace(old.shape, rate=0.5, codebook="gradient")
+
+
 def test_usage_and_perplexity() -> None:
     assert usage(torch.tensor([0, 1, 2, 3]), 4) == (1.0, pytest.approx(4.0))
     assert usage(torch.tensor([2, 2, 2]), 4) == (0.25, pytest.approx(1.0))
     assert usage(torch.tensor([0, 0, 1, 1]), 8)[1] == pytest.approx(2.0)
 
 
-def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
-    tokenizer = vq(normalised=True, codebook="gradient")
+@pytest.mark.parametrize("how", [{"normalised": True, "codebook": "gradient"}, {"rate": 0.5, "restart": "far"}])
+def test_saved_and_loaded_is_the_same(tmp_path: Path, how: dict[str, Any]) -> None:
+    tokenizer = vq(**how)
+    latents = torch.randn(50, tokenizer.shape.code_dim)
+    tokenizer.learn(latents, tokenizer.codebook.nearest(latents), 0)
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.digest() == tokenizer.digest() and again.shape == tokenizer.shape
