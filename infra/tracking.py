@@ -79,7 +79,8 @@ class Tracker:
         self.trouble: str | None = None
         self.parent: str | None = None
         self._run_id: str | None = None
-        self._parents: list[str] = []
+        self.opened: dict[str, str] = {}
+        """Parent runs by the id of the pipeline run."""
         self._shown_in: str | None = None
         self._shown: Counter[tuple[str, int, int]] = Counter()
         with self._guard():
@@ -107,14 +108,21 @@ class Tracker:
             name = f"{pipeline} {run_id}"
             run = found[0] if found else self.client.create_run(self.experiment, run_name=name, tags=tags)
             self.parent, self._run_id = run.info.run_id, run_id
-            self._parents.append(run.info.run_id)
+            self.opened[run_id] = run.info.run_id
 
-    def end(self, status: str) -> None:
-        """Close the parent runs: FINISHED, FAILED or KILLED."""
-        if not self.trouble:
-            with self._guard():
-                for parent in self._parents:
-                    self.client.set_terminated(parent, status)
+    def end(self, run_id: str, status: str, story: Any) -> None:
+        """Close the parent run of a pipeline run, with what it shows of it all (dashboards/story.py), if anything."""
+        if self.trouble:
+            return
+        with self._guard():
+            parent = self.opened[run_id]
+            if story is not None:
+                for name, value in {**story.tags, "mlflow.note.content": story.description}.items():
+                    self.client.set_tag(parent, name, value)
+                now = int(time.time() * 1000)
+                self.client.log_batch(parent, metrics=[Metric(k, v, now, 0) for k, v in story.metrics.items()])
+                self._pictures(parent, story.pictures, None)
+            self.client.set_terminated(parent, story.status if story else status)
 
     def stage(self, report: Report) -> dict[str, Any] | None:
         """Tell of one materialisation: {"mlflow_run_id", "models"}; the same one is told once."""
@@ -252,11 +260,14 @@ class Tracker:
         lines = ["unit,label,state,reason,error,attempt"]
         lines += [",".join(json.dumps(str(r[c] if r[c] is not None else "")) for c in lines[0].split(",")) for r in report.rest]  # fmt: skip  # noqa: E501
         self.client.log_text(run, "\n".join(lines), "rest.csv")
+        self._pictures(run, report.pictures, "pictures")
+
+    def _pictures(self, run: str, pictures: Mapping[str, bytes], below: str | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for name, data in report.pictures.items():
+            for name, data in pictures.items():
                 path = Path(folder, name if "." in name else f"{name}.png")
                 path.write_bytes(data)
-                self.client.log_artifact(run, str(path), "pictures")
+                self.client.log_artifact(run, str(path), below)
 
     def _models(self, run: str, report: Report) -> dict[str, str]:
         """Each checkpoint as a logged model, linked to the packs (or clips) that it was trained on."""

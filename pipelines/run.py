@@ -24,7 +24,7 @@ from pipelines.materialise import materialise, reselect
 from pipelines.plan import Planner
 from pipelines.publish import Site
 from pipelines.report import COUNTS, entry, requests_of
-from pipelines.tell import Cards, Teller
+from pipelines.tell import Cards, Tales, Teller
 from pipelines.waves import Brought, Wave
 
 
@@ -55,6 +55,7 @@ class Services:
     cards: Cards
     progress: Progress
     resume: str
+    tales: Tales | None = None
     can_grow: bool = False
     """Whether the cluster may add nodes: then what does not fit today is waited for."""
     _fleet: Fleet | None = None
@@ -115,7 +116,7 @@ class Runner:
         self.current: dict[str, Snapshot | None] = {}
         self.result = Result(self.run_id, services.root.uri)
         self.open = OpenRun(services.root, self.run_id, self.record.get("command", []), services.resume)
-        self.teller = Teller(planner.ledger, planner.store, services.cards, services.tracker)
+        self.teller = Teller(planner.ledger, planner.store, services.cards, services.tracker, services.tales)
 
     def run(self) -> Result:
         """Every stage in order; the first error ends the run with its sentence, and what is published stays."""

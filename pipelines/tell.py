@@ -13,6 +13,8 @@ from pipelines import rest
 from pipelines.live import Point, curve_name
 
 Cards = Callable[[Store, Snapshot, Mapping[str, Any]], Mapping[str, bytes]]
+Tales = Callable[[Mapping[str, Any], Mapping[str, Sequence[str]]], Any]
+"""Of a run's record and of what its stages read, what the parent run shows (dashboards/story.py)."""
 ENGINE_COLUMNS = ("key", "parents", "label")
 PICTURE = "picture"
 METRICS = "metrics"
@@ -29,10 +31,13 @@ def keep_for_telling(folder: Folder, number: int, points: Sequence[Point], pictu
 class Teller:
     """Tells each materialisation once; `tracker` is made at the first one that is untold."""
 
-    def __init__(self, ledger: Ledger, store: Store, cards: Cards, tracker: Callable[[], Any]) -> None:
+    def __init__(
+        self, ledger: Ledger, store: Store, cards: Cards, tracker: Callable[[], Any], tales: Tales | None = None
+    ) -> None:
         self.ledger = ledger
         self.store = store
         self.cards = cards
+        self.tales = tales
         self._make = tracker
         self._tracker: Any = None
         self.trouble: str | None = None
@@ -58,9 +63,19 @@ class Teller:
         return True
 
     def end(self, status: str) -> None:
-        """Close the parent runs that were opened: FINISHED, FAILED or KILLED."""
-        if self._tracker is not None:
-            self._tracker.end(status)
+        """Close the parent runs that were opened, each with its story; FINISHED, FAILED or KILLED where it left no
+        record."""
+        if self._tracker is None:
+            return
+        for run_id in self._tracker.opened:
+            self._tracker.end(run_id, status, self._tale(run_id))
+
+    def _tale(self, run_id: str) -> Any:
+        if self.tales is None or run_id not in self.ledger.runs():
+            return None
+        record = self.ledger.run(run_id)
+        dones = [self.ledger.folder(s["name"], s["key"]).done() for s in record["stages"] if s.get("key")]
+        return self.tales(record, {done["dataset"]: list(done["inputs"]) for done in dones if done})
 
     def _report(self, done: Mapping[str, Any]) -> Any:
         from infra.tracking import Report

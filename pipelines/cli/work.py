@@ -11,7 +11,7 @@ from infra.types import PlaitError, UserError, without_secrets
 from pipelines.ask import DEFAULT_LAG, Ask
 from pipelines.cli import show
 from pipelines.cli.going import stopped_by_signals
-from pipelines.cli.world import cards, planner_of, record, services_of, stop_ray, tracker_of, tracking_places
+from pipelines.cli.world import cards, planner_of, record, services_of, stop_ray, tales, tracker_of, tracking_places
 
 
 def ask(
@@ -138,7 +138,7 @@ def sync(overrides: Sequence[str], as_json: bool) -> None:
     from pipelines.tell import Teller
 
     made = setup(overrides)
-    teller = Teller(Ledger(made.root), Store(made.root), cards, lambda: tracker_of(made))
+    teller = Teller(Ledger(made.root), Store(made.root), cards, lambda: tracker_of(made), tales)
     told, untold = teller.sync()
     teller.end("FINISHED")
     if untold:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from infra.types import without_secrets
@@ -37,7 +39,7 @@ def services_of(made: Any, source: Any, progress: Any) -> Any:
     command = without_secrets(shlex.join(["plait", *sys.argv[1:]]))
     again = f"run `{command}` again"
     can_grow = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
-    return Services(made.root, source, ray, lambda: tracker_of(made), cards, progress, again, can_grow)
+    return Services(made.root, source, ray, lambda: tracker_of(made), cards, progress, again, tales, can_grow)
 
 
 def tracker_of(made: Any) -> Any:
@@ -63,9 +65,29 @@ def cards(store: Any, snapshot: Any, done: Any) -> Any:
     return cards_of(store, snapshot, done)
 
 
+def tales(record: Any, read: Any) -> Any:
+    """What MLflow's parent run shows of a pipeline run."""
+    from dashboards.story import story_of
+
+    return story_of(record, read)
+
+
 def record() -> dict[str, Any]:
-    """What the ledger keeps of the command line."""
-    return {"command": [without_secrets(text) for text in sys.argv[1:]]}
+    """What the ledger keeps of the command line, and of the code where that is a git checkout."""
+    said: dict[str, Any] = {"command": [without_secrets(text) for text in sys.argv[1:]]}
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return said
+    try:
+        commit, changed = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain", "-uno")
+    except (OSError, subprocess.CalledProcessError):
+        return said  # git is not installed, or does not trust the folder's owner
+    return said | {"code": {"commit": commit, "changed": bool(changed)}}
+
+
+def _git(checkout: Path, *words: str) -> str:
+    command = ["git", "-C", str(checkout), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def stop_ray() -> None:

@@ -1,14 +1,19 @@
 """MLflow is a projection: it may be away, a driver may die before it tells, and the ledger makes it whole."""
 
 import signal
+import subprocess
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from PIL import Image
 
+from dashboards.story import story_of
 from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger
 from infra.store import Store
 from infra.tracking import Tracker
+from pipelines.cli.world import record
 from pipelines.live import Curve
 from pipelines.tell import Teller, keep_for_telling
 from tests.conftest import plait
@@ -64,6 +69,34 @@ def test_a_run_goes_on_without_mlflow_and_sync_makes_it_whole(toy, tmp_path, mon
     (book,) = runs_of(tracker, "book")
     steps = [step for step, _ in curve_of(tracker, book)]
     assert steps and steps == list(range(1, len(steps) + 1))
+
+
+def test_the_parent_run_tells_the_run_in_words_and_as_a_picture_also_long_afterwards(toy, tmp_path):
+    toy.write("bad.txt", "bad1")
+    toy.run()
+    ledger = Ledger(toy.root)
+    teller = Teller(ledger, Store(toy.root), lambda *_: {}, lambda: tracker_at(tmp_path), story_of)
+    teller.sync()
+    teller.end("FAILED")  # the record knows better
+    tracker = tracker_at(tmp_path)
+    (parent,) = tracker.client.search_runs([tracker.experiment], "tags.`plait.pipeline` = 'toy'")
+    assert parent.info.status == "FINISHED"
+    words = parent.data.tags["mlflow.note.content"]
+    for stage in ledger.run(ledger.runs()[-1])["stages"]:
+        counts = " | ".join(f"{stage[name]:,}" for name in ("rows_in", "rows_out", "filtered", "quarantined"))
+        assert f"| {stage['name']} | done | {counts} | {stage['snapshot']['version']} |" in words
+    path = tracker.client.download_artifacts(parent.info.run_id, "lineage.png", str(tmp_path))
+    with Image.open(path) as picture:
+        assert picture.width > picture.height > 100
+
+
+def test_the_record_of_a_run_names_the_commit_of_the_checkout():
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        pytest.skip("this is no git checkout")
+    command = ["git", "-C", str(checkout), "log", "-1", "--format=%H"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert record()["code"]["commit"] == told
 
 
 class Watched(Tracker):
