@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check fast fmt clean
+.PHONY: demo test check fast fmt reference clean
 
 demo: .venv/.installed
 	$(BIN)/plait run
@@ -38,6 +38,9 @@ fmt: .venv/.tested
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
+
+reference: .venv/.installed
+	$(BIN)/python -m pipelines.cli.reference > docs/reference.md
 
 clean:
 	rm -rf .venv

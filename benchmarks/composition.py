@@ -30,17 +30,17 @@ from stages.evaluate.detector_pixels import detected
 from stages.evaluate.suite import Judged, Question
 from stages.evaluate.suite_composition import Composition
 
-SIDE, BATCH, RESAMPLES = 64, 60, 2000
+BATCH, RESAMPLES = 60, 2000
 
 
-def rendered(scene: world.Scene, seed: int) -> np.ndarray:
-    """The scene as the corpus has it, at 64 pixels."""
+def rendered(scene: world.Scene, seed: int, pixels: int) -> np.ndarray:
+    """The scene as the corpus has it, so many pixels wide and high."""
     rng = np.random.default_rng(seed)
     layout = None
     while layout is None:
         layout = world.laid_out(rng, scene, 1, 1)
     picture = world.sensed(rng, world.drawn(world.ground(rng, scene.background, 128, 128), layout, 0.5))
-    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, (pixels, pixels), interpolation=cv2.INTER_AREA)
 
 
 def redrawn(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -60,7 +60,7 @@ def patched(pictures: Sequence[np.ndarray], side: int, codes: int) -> list[np.nd
     rng, seen = np.random.default_rng(1), []
     while len(seen) < 1500:
         scene = world.imagined(rng, "still")
-        seen.append(rendered(scene, len(seen)))
+        seen.append(rendered(scene, len(seen), len(pictures[0])))
     every = _cut(np.stack(seen), side)
     spread = np.ptp(every.view(len(every), -1, 3).numpy(), axis=1).max(1)
     draw = torch.Generator().manual_seed(0)
@@ -73,22 +73,23 @@ def patched(pictures: Sequence[np.ndarray], side: int, codes: int) -> list[np.nd
         sums, counts = torch.zeros_like(means).index_add_(0, nearest, learnt), torch.bincount(nearest, minlength=codes)
         means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], means)
     shown = means[torch.cdist(_cut(np.stack(pictures), side), means).argmin(1)]
-    rows = SIDE // side
-    again = shown.view(-1, rows, rows, side, side, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, SIDE, SIDE, 3)
+    pixels = len(pictures[0])
+    rows = pixels // side
+    again = shown.view(-1, rows, rows, side, side, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, pixels, pixels, 3)
     return list(again.round().to(torch.uint8).numpy())
 
 
 def _cut(pictures: np.ndarray, side: int) -> torch.Tensor:
-    rows = SIDE // side
+    rows = pictures.shape[1] // side
     cut = torch.from_numpy(pictures).view(-1, rows, side, rows, side, 3).permute(0, 1, 3, 2, 4, 5)
     return cut.reshape(-1, side * side * 3).float()
 
 
 def answers(
-    model: AnyToAny, text: TextTokenizer, tokenizer: VisionTokenizer, prompts: Sequence[str], how: Sampling
+    model: AnyToAny, text: TextTokenizer, tokenizer: VisionTokenizer, prompts: Sequence[str], how: Sampling, pixels: int
 ) -> list[np.ndarray]:
     """A picture for each prompt, from a seed of its own."""
-    asked, out = Asked(grids=tokenizer.grids(1, SIDE, SIDE)), []
+    asked, out = Asked(grids=tokenizer.grids(1, pixels, pixels)), []
     for start in range(0, len(prompts), BATCH):
         some = prompts[start : start + BATCH]
         seeds = range(start, start + len(some))
@@ -117,7 +118,7 @@ def main(given: argparse.Namespace) -> None:
     suite = Composition(prompts_per_task=given.prompts)
     questions = list(suite.questions(None))
     if given.what == "truth":
-        scenes = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
+        scenes = [rendered(scene, seed, given.pixels) for seed, (_, scene) in enumerate(suite.scenes())]
         print("truth")
         report(suite, questions, scenes)
         for folder in given.folders:
@@ -125,7 +126,7 @@ def main(given: argparse.Namespace) -> None:
             report(suite, questions, redrawn(load_tokenizer(Path(folder)), scenes))
         return
     if given.what == "patches":
-        scenes = [rendered(scene, seed) for seed, (_, scene) in enumerate(suite.scenes())]
+        scenes = [rendered(scene, seed, given.pixels) for seed, (_, scene) in enumerate(suite.scenes())]
         for one in given.folders:
             side, codes = map(int, one.split(":"))
             print(f"patches of {side}x{side}, {codes} codes")
@@ -136,7 +137,7 @@ def main(given: argparse.Namespace) -> None:
     for folder in given.folders[2:]:
         model, step = load_model(Path(folder))
         began = time.process_time()
-        drawn = answers(model, text, tokenizer, [one.prompt for one in questions], how)
+        drawn = answers(model, text, tokenizer, [one.prompt for one in questions], how, given.pixels)
         print(f"step {step}, {time.process_time() - began:.0f} CPU s of drawing, {how}: {folder}")
         if given.sheet:
             rows = [np.concatenate(drawn[n : n + 10], 1) for n in range(0, len(drawn) - 9, given.prompts)]
@@ -148,6 +149,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["truth", "patches", "curve"])
     parser.add_argument("folders", nargs="*", help="folders of checkpoints, or SIDE:CODES")
+    parser.add_argument("--pixels", type=int, default=64, help="of a side: what the checkpoints were trained on")
     parser.add_argument("--prompts", type=int, default=60, help="of each task")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-k", type=int, default=64)

@@ -10,6 +10,7 @@ import typer
 from infra.types import UserError
 from pipelines.cli.compose import setup
 from pipelines.cli.main import USAGE_ERROR, app
+from pipelines.cli.reference import page
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -31,7 +32,7 @@ def written(text):
 
 
 def commands():
-    """(page, command), each once."""
+    """(where, command), each once."""
     found = {(page.relative_to(REPO).as_posix(), one) for page in PAGES for one in written(page.read_text())}
     return sorted(found)
 
@@ -80,3 +81,10 @@ def test_files_that_a_page_names_are_there(page):
     named = re.findall(r"(?<![\w/.])((?:docs|conf|infra|models|stages|pipelines|dashboards|tests|benchmarks)/[\w./-]+\.\w+)", page.read_text())  # fmt: skip  # noqa: E501
     missing = [one for one in named if "NAME" not in one and one not in MADE_BY_READERS and not (REPO / one).exists()]
     assert not missing
+
+
+def test_the_reference_is_that_of_the_code():
+    written_down = (REPO / "docs" / "reference.md").read_text()
+    assert written_down == page(), "run `make reference`"
+    for stage in setup(["root=plait-data"]).graph.names:
+        assert f"### `{stage}`" in written_down
