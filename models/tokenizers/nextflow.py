@@ -46,8 +46,10 @@ class NextFlowTokenizer(VisionTokenizer):
             nn.Conv2d(shape.semantic_dim, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1)
         )
         self.pixel = towers.encoder(shape.pixel, shape.pixel_dim)
-        self.semantic_book = Codebook(shape.codebook_size, shape.semantic_dim, learned=learned)
-        self.pixel_book = Codebook(shape.codebook_size, shape.pixel_dim, learned=learned)
+        self.semantic_book = Codebook(shape.codebook_size, shape.semantic_dim, learned=learned, restart=shape.restart)
+        self.pixel_book = Codebook(
+            shape.codebook_size, shape.pixel_dim, learned=learned, rate=shape.rate, restart=shape.restart
+        )
         decoder = towers.decoder(shape.pixel, shape.semantic_dim + shape.pixel_dim)
         self.decoder = towers.deepened(decoder) if shape.deepened else decoder
         if self.teacher:
@@ -123,9 +125,10 @@ class NextFlowTokenizer(VisionTokenizer):
         return seen + distances(meant_MD, books[0]) if self.shape.joint else seen
 
     def nearest(self, latent_MD: Tensor) -> Tensor:
-        """(M) the shared index."""
-        block = max(1, BLOCK_ELEMENTS // self.codebook_size)
-        return torch.cat([self.distances(part).argmin(1) for part in latent_MD.split(block)])
+        """(M) the shared index; where codes have a price, both books' rows have that of the pixel book."""
+        block, price_K = max(1, BLOCK_ELEMENTS // self.codebook_size), self.pixel_book.price()
+        price = 0.0 if price_K is None else price_K
+        return torch.cat([(self.distances(part) + price).argmin(1) for part in latent_MD.split(block)])
 
     def nearest_few(self, latent_MD: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(M, k) least distances, and the indices at them; never more distances at once than BLOCK_ELEMENTS."""
@@ -209,7 +212,12 @@ class NextFlowTokenizer(VisionTokenizer):
         if not getattr(self, "_codes_learn", True):
             return 0
         parts = latents_MD.split([self.shape.semantic_dim, self.shape.pixel_dim], 1)
-        rules = {"decay": self.shape.decay, "dead_below": self.shape.dead_below, "seed": seed}
+        far_M = (latents_MD - self.lookup(codes_M)).square().sum(1)
+        rules: dict[str, Any] = {"decay": self.shape.decay, "dead_below": self.shape.dead_below, "seed": seed}
+        rules |= {"far_M": far_M}
+        if self.shape.rate:
+            own_MD = latents_MD if self.shape.joint else parts[1]
+            rules |= {"near_M": own_MD.square().sum(1) + self.distances(latents_MD).amin(1)}
         restarted = self.pixel_book.learn(parts[1].contiguous(), codes_M, **rules)
         self.semantic_book.learn(parts[0].contiguous(), codes_M, **rules)
         return restarted

@@ -89,21 +89,37 @@ class Codebook(nn.Module):
         The price is `rate` times the mean squared distance times -ln of the share of uses, as entropy-constrained
         vector quantisation has it (Chou, Lookabaugh, Gray 1989): what is all but the same gets the same, common code.
         """
-        price_K = -self.rate * self.error * _shares(self.counts).log() if self.rate else None
-        return nearest(latent_MD.detach(), self.codes().detach(), price_K)
+        return nearest(latent_MD.detach(), self.codes().detach(), self.price())
+
+    def price(self) -> Tensor | None:
+        """(K) what is added to the squared distance of each code."""
+        return -self.rate * self.error * _shares(self.counts).log() if self.rate else None
 
     @torch.no_grad()
-    def learn(self, latent_MD: Tensor, codes_M: Tensor, *, decay: float, dead_below: float, seed: int) -> int:
+    def learn(
+        self,
+        latent_MD: Tensor,
+        codes_M: Tensor,
+        *,
+        decay: float,
+        dead_below: float,
+        seed: int,
+        far_M: Tensor | None = None,
+        near_M: Tensor | None = None,
+    ) -> int:
         """One step of the moving averages; returns how many dead codes restarted at latents drawn by the seed.
 
         Dead is a code used less than `dead_below` times a step on the average. The first call places all codes on
-        latents.
+        latents. `far_M` and `near_M`: squared distances to the code of each latent and to the nearest one, where
+        another book has a say in them.
         """
         K, D = self.weight.shape
         first = not bool(self.counts.any())
-        drawn_K = self._drawn(latent_MD, codes_M, seed)
+        far_M = (latent_MD - self.codes()[codes_M]).square().sum(1) if far_M is None else far_M
+        drawn_K = self._drawn(far_M, seed)
         if self.rate:
-            near_M = latent_MD.square().sum(1) + distances(latent_MD, self.codes()).amin(1)
+            if near_M is None:
+                near_M = latent_MD.square().sum(1) + distances(latent_MD, self.codes()).amin(1)
             self.error.mul_(decay).add_(near_M.mean(), alpha=1 - decay)
         use_K = torch.bincount(codes_M, minlength=K).to(latent_MD)
         self.counts.mul_(decay).add_(use_K, alpha=1 - decay)
@@ -122,13 +138,13 @@ class Codebook(nn.Module):
             self.weight.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])
         return int(dead_K.sum())
 
-    def _drawn(self, latent_MD: Tensor, codes_M: Tensor, seed: int) -> Tensor:
+    def _drawn(self, far_M: Tensor, seed: int) -> Tensor:
         """(K) latents at which codes would restart."""
         draw = torch.Generator().manual_seed(seed)
         if self.restart == "any":
-            return torch.randint(len(latent_MD), (len(self.weight),), generator=draw)
-        far_M = (latent_MD - self.codes()[codes_M]).square().sum(1).nan_to_num(0.0, 0.0).cpu()
-        return torch.multinomial(far_M + 1e-12, len(self.weight), replacement=True, generator=draw)
+            return torch.randint(len(far_M), (len(self.weight),), generator=draw)
+        weights_M = far_M.nan_to_num(0.0, 0.0).cpu() + 1e-12
+        return torch.multinomial(weights_M, len(self.weight), replacement=True, generator=draw)
 
 
 def usage(codes_M: Tensor, codebook_size: int) -> tuple[float, float]:

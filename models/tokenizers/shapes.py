@@ -152,6 +152,13 @@ class NextFlowShape:
     """Of the softmax over minus the distances (not published; a setting)."""
     joint: bool = True
     """Whether the semantic branch has a part in the index: not before the joint phase. Set by training."""
+    rate: float = _since(0.0)
+    restart: Literal["any", "far"] = _since("any")
+    """Both as in VqShape."""
+
+    def __post_init__(self) -> None:
+        if self.rate and (self.normalised or self.codebook == "gradient"):
+            raise ValueError(f"rate={self.rate} needs codebook=ema and normalised=false: give both, or 0")
     deepened: bool = False
     """Whether the pixel decoder has been doubled. Set by training."""
 
