@@ -19,7 +19,7 @@ WEIGHTS = {
     "nextflow-published": [_LPIPS, "tokenizer.shape.teacher"],
 }
 _TEXT = ["text_tokenizer.file"]
-WEIGHTS |= {path.stem: _TEXT for path in (CONF / "scale").glob("*.yaml") if path.stem != "tiny"}
+WEIGHTS |= {path.stem: _TEXT for path in (CONF / "scale").glob("*.yaml") if not path.stem.startswith("tiny")}
 """Settings of a choice of conf/ that have no value until somebody gives one."""
 
 
