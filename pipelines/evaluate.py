@@ -21,7 +21,7 @@ from stages.evaluate.generations import Generations
 from stages.evaluate.likelihoods import Likelihoods
 from stages.evaluate.opinions import Opinions
 from stages.evaluate.questions import Questions
-from stages.evaluate.scores import Scores
+from stages.evaluate.marks import Marks
 from stages.evaluate.trials import Trials
 from stages.evaluate.verdicts import Verdicts
 
@@ -36,7 +36,7 @@ def graph(config: Config) -> Graph:
         config.node(Generations),
         config.node(Verdicts),
         config.node(Opinions),
-        config.node(Scores),
+        config.node(Marks),
     )
     return Graph(config.pipeline, nodes)
 

@@ -127,3 +127,10 @@ def test_phases_of_the_model_that_the_packs_will_not_have_are_refused_before_any
     assert setup([packs, "model.phases={a: 100, b: 100}"]).graph.node("model").stage.phases == {"a": 100, "b": 100}
     with pytest.raises(UserError, match=r"packs.phases has a, b: give each of the packs' phases its steps"):
         setup([packs, f"model.phases={phases}"])
+
+
+def test_a_dataset_has_one_meaning_whatever_pipelines_share_a_root():
+    """`plait run --only captions` reads what stands: an evaluation in between must not have put something else there."""
+    made = [node.stage for pipeline in ("demo", "curate", "evaluate") for node in setup([f"pipeline={pipeline}"]).graph]
+    names = {stage.writes: type(stage) for stage in made}
+    assert [stage.writes for stage in made if names[stage.writes] is not type(stage)] == []

@@ -187,7 +187,7 @@ def _scores(made: Any) -> list[dict[str, Any]]:
     from pipelines.evaluate import rows_of
 
     columns = ("checkpoint", "training", "step", "suite", "score", "value", "low", "high", "num_questions", "num_judged", "num_wanted", "judge", "outcome", "reason", "champion")  # fmt: skip  # noqa: E501
-    return rows_of(Store(made.root), "scores", columns)
+    return rows_of(Store(made.root), "marks", columns)
 
 
 def _show(rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> None:

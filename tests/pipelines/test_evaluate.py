@@ -39,7 +39,7 @@ from tests.pipelines.test_export import put, row
 from tests.tokenizers import vq
 
 SHAPE = TrunkShape(layers=1, width=32, heads=2, kv_heads=1, ffn=32)
-SMALL = ("evaluation.options.composition.prompts_per_task=2", "scores.resamples=100", "tracking=none")
+SMALL = ("evaluation.options.composition.prompts_per_task=2", "marks.resamples=100", "tracking=none")
 KEY = "k" * 32
 ALL = Wish()
 
@@ -103,7 +103,7 @@ class Root:
     def scores(self) -> list[dict[str, Any]]:
         """Rows of `scores`."""
         columns = ("step", "score", "value", "low", "high", "num_judged", "num_wanted", "outcome", "champion")
-        return rows_of(Store(self.bucket), "scores", columns)
+        return rows_of(Store(self.bucket), "marks", columns)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_answers_do_not_depend_on_what_is_drawn_beside_them_and_checkpoints_draw
     root.save(10)
     root.evaluate(ray, "cluster.stages.generations={batch_rows: 3}")
     some = root.answers()
-    left_out = shutil.ignore_patterns("generations*", "verdicts*", "scores*")
+    left_out = shutil.ignore_patterns("generations*", "verdicts*", "marks*")
     shutil.copytree(root.home / "data", root.home / "again", ignore=left_out)
     other = LocalBucket(root.home / "again")
     assert all(isinstance(one, bytes) for one in some.values()) and len(set(some.values())) > 5

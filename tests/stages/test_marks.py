@@ -13,7 +13,7 @@ import pytest
 
 from infra.types import UserError
 from stages.evaluate.judging import VERDICT_SCHEMA
-from stages.evaluate.scores import Bound, Scores
+from stages.evaluate.marks import Bound, Marks
 from stages.evaluate.suite_composition import TASKS
 from tests.stages.fake_job import FakeJob
 
@@ -60,7 +60,7 @@ def scores(scratch: Path, found: Mapping[str, list[dict[str, Any]]], **settings:
         "likelihoods": EMPTY,
     }
     job = FakeJob(scratch, tables)
-    return list(Scores(resamples=200, **settings).run(job))
+    return list(Marks(resamples=200, **settings).run(job))
 
 
 def of(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -106,6 +106,6 @@ def test_without_gates_there_are_scores_with_intervals_and_no_champion(tmp_path:
 
 def test_a_gate_of_what_no_suite_scores_or_that_asks_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="'nonsense' is no suite: choose among"):
-        Scores(gates={"nonsense/overall": Bound(floor=1)})
+        Marks(gates={"nonsense/overall": Bound(floor=1)})
     with pytest.raises(UserError, match="asks for nothing"):
-        Scores(gates={"composition/overall": Bound()})
+        Marks(gates={"composition/overall": Bound()})

@@ -32,7 +32,7 @@ class Bound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores(JobStage):
+class Marks(JobStage):
     """Named scores of every checkpoint with bootstrap intervals, and the gates.
 
     Checkpoints are walked in the order in which they were trained. Each is compared, answer by answer, with the
@@ -43,7 +43,7 @@ class Scores(JobStage):
     checkpoint became it.
     """
 
-    writes: ClassVar[str] = "scores"
+    writes: ClassVar[str] = "marks"
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("checkpoints", columns=_CHECKPOINT_COLUMNS),
         Edge("trials", columns=("files_sha256", "suite", "question")),
@@ -86,7 +86,7 @@ class Scores(JobStage):
             class_of(name.partition("/")[0])
             Gate(score=name, floor=bound.floor, max_drop=bound.max_drop)
         if self.resamples < 100:
-            raise UserError(f"scores.resamples is {self.resamples}: give 100 or more, 1000 are usual")
+            raise UserError(f"marks.resamples is {self.resamples}: give 100 or more, 1000 are usual")
 
     def settings(self) -> dict[str, Any]:
         """With the revisions of the suites."""
