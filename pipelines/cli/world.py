@@ -34,7 +34,7 @@ def services_of(made: Any, source: Any, progress: Any) -> Any:
 
         return connect(config.cluster.address, config.cluster.workers)
 
-    command = without_secrets(shlex.join(["plait", *sys.argv[1:]]))
+    command = without_secrets(shlex.join(["plait", *typed()]))
     again = f"run `{command}` again"
     can_grow = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
     return Services(made.root, source, ray, lambda: tracker_of(made), cards, progress, again, can_grow)
@@ -63,9 +63,21 @@ def cards(store: Any, snapshot: Any, done: Any) -> Any:
     return cards_of(store, snapshot, done)
 
 
+def typed() -> list[str]:
+    """The command line; of a run that was submitted, the one that was typed where it was submitted."""
+    from infra.jobs import submitted
+
+    job = submitted()
+    return list(job.command) if job and job.command else sys.argv[1:]
+
+
 def record() -> dict[str, Any]:
-    """What the ledger keeps of the command line."""
-    return {"command": [without_secrets(text) for text in sys.argv[1:]]}
+    """What the ledger keeps of the command line, and of the Ray job whose command this is."""
+    from infra.jobs import submitted
+
+    job = submitted()
+    ours = {"job": job.job, "run_id": job.run_id} if job else {"job": None}
+    return {"command": [without_secrets(text) for text in typed()], **ours}
 
 
 def stop_ray() -> None:
