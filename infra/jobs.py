@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from infra.cluster import ASK_S, prepare, token_is_given
+from infra.cluster import ASK_S, answers, prepare, token_is_given
 from infra.types import RunError, UserError
 
 SUBMIT_S = 120.0
@@ -120,7 +121,9 @@ class JobServer:
         except requests.Timeout:
             raise self._nobody(f"nothing within {ASK_S:.0f} s") from None
         except ConnectionError:
-            raise self._nobody("the connection is refused") from None
+            found = urlsplit(self.address)
+            where = f"{found.hostname}:{found.port or (443 if found.scheme == 'https' else 80)}"
+            raise self._nobody("something else answers there" if answers(where) else "no connection") from None
         except (RuntimeError, ValueError, KeyError, requests.RequestException) as error:
             if "running on the cluster" in str(error):
                 raise self._another(str(error).split()[2]) from None

@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray of several nodes: what is placed where, what the loss of a node costs, and what is then seen."""
+"""Runs as jobs of a Ray of several nodes: what is placed where, what the loss of a node costs, what is seen then."""
 
 from __future__ import annotations
 
@@ -122,20 +122,101 @@ def calm(nodes: Nodes, s3_endpoint: str, tmp_path_factory) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_run_is_submitted_with_its_code_followed_and_ends_as_a_run_here_would(calm, nodes):
-    from infra.s3_bucket import S3Bucket
-
     assert calm["code"] == 0, calm["shown"]
     result = json.loads(calm["said"].splitlines()[-1])
     assert result["ok"] and result["stages"][-1]["rows_out"] == len(WORDS)
     assert "lengths        done        48 rows" in calm["shown"] and "MiB" in calm["shown"]
     assert calm["placed"] == {"a", "b", "c"}  # stage actors on every node that has CPUs
-    root = S3Bucket("s3://plait/nodes", calm["there"][-1].partition("=")[2])
-    standing = Standing(root)
+    standing = Standing(calm["root"])
     (code,) = set(standing.store.scan(standing.snapshot("lengths"), ["code"])["code"].to_pylist())
     assert code.startswith(str(nodes.home)) and "working_dir_files" in code  # of this checkout, and not from it
     planned = answered("plan", *calm["there"], cwd=calm["folder"])
     assert {s["state"] for s in planned["stages"]} == {"fresh"}  # the keys are those of this machine
-    run = Runs(root)
-    record = run.record(result["run_id"])
+    record = Runs(calm["root"]).record(result["run_id"])
     assert record["job"] == f"plait-{result['run_id']}" and record["job"] in calm["shown"]
     assert nodes.token not in calm["shown"] + calm["said"] + json.dumps(record)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_costs_no_row_and_no_blame(nodes, here, calm):
+    process = begin(nodes, here, command(nodes, here))
+    until(lambda: shards(here) >= 4 and len(nodes.running("ray::Host")) == 3, process)
+    nodes.kill("c")
+    _, shown = process.communicate(timeout=90)
+    assert process.returncode == 0, shown
+    assert assert_whole(here) == calm["digests"]
+    nodes.add("c")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_whoever_followed_it_and_the_same_submission_adopts_it(nodes, here):
+    first = begin(nodes, here, command(nodes, here))
+    until(lambda: shards(here) >= 2, first)
+    first.send_signal(signal.SIGINT)
+    _, shown = first.communicate(timeout=20)
+    assert first.returncode == 1 and "plait logs --follow --run" in shown and "plait cancel" in shown, shown
+    root = [f"root={here}/root"]
+    (going,) = answered("status", *root, cwd=here)["running"]
+    assert going["job"] == f"plait-{going['run_id']}" and going["command"][0] == "run"
+    second = begin(nodes, here, [*command(nodes, here), "--json"])
+    said, shown = second.communicate(timeout=90)
+    assert second.returncode == 0, shown
+    (lengths,) = [s for s in json.loads(said.splitlines()[-1])["stages"] if s["name"] == "lengths"]
+    assert (lengths["computed"], lengths["rows_out"]) == (0, len(WORDS))
+    assert answered("logs", "--run", going["run_id"], *root, cwd=here)["state"] == "ended"
+    assert_whole(here)
+
+
+@pytest.mark.slow
+def test_a_submitted_run_is_cancelled_by_the_root_and_a_sentence_of_the_cluster_is_its_end(nodes, here):
+    process = begin(nodes, here, command(nodes, here))
+    until(lambda: shards(here) >= 2, process)
+    asked = answered("cancel", f"root={here}/root", cwd=here)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 1 and asked["asked"]
+    assert "plait: cancelled by" in shown and "--address http" in shown, shown  # the command that was typed here
+    early = begin(nodes, here, [*command(nodes, here), "--to", "nothing"])
+    _, shown = early.communicate(timeout=60)
+    assert early.returncode == 2 and "nothing" in shown.splitlines()[-1], shown
+
+
+@pytest.mark.slow
+def test_a_training_on_two_nodes_loses_one_and_publishes_the_same_weights(nodes, here, tmp_path_factory):
+    undisturbed = tmp_path_factory.mktemp("undisturbed")
+    (undisturbed / "src").symlink_to(here / "src")
+    model = ["cluster.stages.model.workers=2"]
+    calm = plait(*command(nodes, undisturbed, "training", *model), cwd=undisturbed, env=laptop(nodes, undisturbed))
+    assert calm.returncode == 0, calm.stderr
+    process = begin(nodes, here, command(nodes, here, "training", *model))
+    until(lambda: list((here / "root").glob("checkpoints/model/*/step-000010.json")), process)
+    working = nodes.running("ray::RayTrainWorker")
+    assert len(working) == 2
+    nodes.kill(sorted(working)[-1])
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    assert digests(LocalBucket(here / "root")) == digests(LocalBucket(undisturbed / "root"))
+
+
+@pytest.mark.slow
+def test_a_lost_head_ends_the_run_in_one_sentence_and_the_same_command_goes_on_over_a_new_one(nodes, here, calm):
+    process = begin(nodes, here, command(nodes, here))
+    until(lambda: shards(here) >= 6, process)
+    nodes.kill("head")
+    _, shown = process.communicate(timeout=60)
+    last = shown.splitlines()[-1]
+    assert process.returncode == 1 and last.startswith("plait: run ") and "was killed" in last and "again" in last
+    root = [f"root={here}/root"]
+    killed = answered("status", *root, cwd=here)["killed"]
+    assert killed["job"] == f"plait-{killed['run_id']}" and killed["command"][0] == "run"
+    assert answered("logs", *root, cwd=here)["state"] == "killed"
+    before = shards(here)
+    anew = Nodes()
+    try:
+        anew.add("a", cpus=2)
+        done = plait(*command(anew, here), "--json", cwd=here, env=laptop(anew, here))
+    finally:
+        anew.close()
+    assert done.returncode == 0 and shards(here) == len(WORDS) // 2, done.stderr
+    (lengths,) = [s for s in json.loads(done.stdout.splitlines()[-1])["stages"] if s["name"] == "lengths"]
+    assert lengths["computed"] <= len(WORDS) - 2 * before + 2 * 3
+    assert assert_whole(here) == calm["digests"]
