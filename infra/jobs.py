@@ -65,6 +65,7 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
+        self.version = ""
         prepare(address)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else Ray would rather take RAY_ADDRESS
         self._client = self._asked()
@@ -130,7 +131,7 @@ class JobServer:
             raise self._nobody("something else answers there") from None
         import ray
 
-        there = client._server_ray_version
+        self.version = there = str(client._server_ray_version)
         if there.split(".")[:2] != ray.__version__.split(".")[:2]:
             raise self._another(there)
         client.patience_s = SUBMIT_S

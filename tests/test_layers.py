@@ -42,6 +42,7 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
         "ray": {
             "infra/fleet.py",
             "infra/cluster.py",
+            "infra/jobs.py",
             "infra/telemetry.py",
             "stages/workers/fit.py",
             "stages/workers/pulse.py",
