@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from infra.types import PlaitError, RunError, UserError, without_secrets
 from pipelines.cli import checkout, show
@@ -103,8 +103,8 @@ def _places(made: Any) -> list[str]:
 
 
 def _shared(made: Any, name: str, place: str) -> Path:
-    path = Path(place).expanduser().resolve()
-    if not any(path.is_relative_to(Path(folder).resolve()) for folder in made.config.cluster.shared):
+    path = Path(os.path.normpath(Path.cwd() / Path(place).expanduser()))  # links are followed there, not here
+    if not any(path.is_relative_to(Path(folder)) for folder in made.config.cluster.shared):
         raise UserError(f"{name}={place} is a folder of this machine: give s3://bucket/prefix, or say cluster.shared=[{path}] if every node of the cluster has it there")  # fmt: skip  # noqa: E501
     return path
 
@@ -161,14 +161,28 @@ class _Followed:
                     mirror.show(shown)
                 if record is not None:
                     return {"exit": 0 if record["ok"] else 1, **record}
-                silence.look()
-            except (PlaitError, OSError) as error:
-                silence.store_is_away(error)
+                is_gone, has_begun = silence.is_final(), runs.has_begun(self.run_id)
+            except (PlaitError, OSError) as error:  # it goes on, and we cannot see it
+                silence.note(f"the root cannot be read at the moment ({without_secrets(str(error))[:200]})")
+                is_gone = has_begun = False
+            if is_gone:
+                raise self._gone(has_begun)
             time.sleep(POLL_S)
+
+    def _gone(self, has_begun: bool) -> PlaitError:
+        """Why it left no record."""
+        if has_begun:
+            again = f"run `{shlex.join(['plait', *sys.argv[1:]])}` again"
+            return RunError(f"run {self.run_id} was killed with Ray job {self.job}; finished shards are kept: {again}, on a new cluster if this one is gone")  # fmt: skip  # noqa: E501
+        ended = self.server.ended(self.job)
+        said = [line.removeprefix("plait: ") for line in ended.said if line.startswith("plait: ")] or ended.said
+        why = without_secrets(said[-1]) if said else f"the cluster at {self.server.address} is gone"
+        kind = UserError if ended.exit_code == 2 else RunError
+        return kind(f"{why} (Ray job {self.job} ended before its run began)")
 
 
 class _Silence:
-    """What it means that a run has left no record yet: raises once it will leave none."""
+    """What it means that a run has left no record yet."""
 
     def __init__(self, run: _Followed, runs: Any, progress: Any) -> None:
         self._run, self._runs, self._progress = run, runs, progress
@@ -177,39 +191,26 @@ class _Silence:
         self._patience_s = SETTLE_S
         self._said: set[str] = set()
 
-    def look(self) -> None:
-        """Ask the job server every now and then; where it does not answer, the run's own heartbeat tells."""
+    def is_final(self) -> bool:
+        """Whether it will leave none: by the job server, asked now and then; where that does not answer, by the run's
+        own heartbeat."""
         now = time.monotonic()
         if now - self._asked < ASK_S and self._since is None:
-            return
+            return False
         self._asked = now
         running = self._run.server.is_running(self._run.job)
         if running is None:
-            self._note("the job server does not answer; the run is followed by its ledger")
+            self.note("the job server does not answer; the run is followed by its ledger")
             running = self._runs.is_living(self._run.run_id)
             self._patience_s = SETTLE_S if self._runs.has_begun(self._run.run_id) else UNHEARD_S
         if running:
             self._since = None
         elif self._since is None:
             self._since = now
-        elif now - self._since > self._patience_s:
-            self._gone()
+        return self._since is not None and now - self._since > self._patience_s
 
-    def store_is_away(self, error: Exception) -> None:
-        """The run is not ours to end because we cannot see it."""
-        self._note(f"the root cannot be read at the moment ({without_secrets(str(error))[:200]})")
-
-    def _note(self, sentence: str) -> None:
+    def note(self, sentence: str) -> None:
+        """Say it once."""
         if sentence not in self._said:
             self._said.add(sentence)
             self._progress.note(sentence)
-
-    def _gone(self) -> NoReturn:
-        run = self._run
-        again = f"run `{shlex.join(['plait', *sys.argv[1:]])}` again"
-        if self._runs.has_begun(run.run_id):
-            raise RunError(f"run {run.run_id} was killed with Ray job {run.job}; finished shards are kept: {again}, on a new cluster if this one is gone")  # fmt: skip  # noqa: E501
-        ended = run.server.ended(run.job)
-        said = [line.removeprefix("plait: ") for line in ended.said if line.startswith("plait: ")] or ended.said
-        why = without_secrets(said[-1]) if said else f"the cluster at {run.server.address} is gone"
-        raise (UserError if ended.exit_code == 2 else RunError)(f"{why} (Ray job {run.job} ended before its run began)")

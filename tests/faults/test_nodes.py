@@ -16,6 +16,7 @@ import pytest
 
 from infra.folder_bucket import LocalBucket
 from infra.runs import Runs
+from infra.s3_bucket import S3Bucket
 from pipelines.standing import Standing
 from tests.conftest import REPO, S3_CREDENTIALS, answered, plait
 from tests.faults.nodes_world import WORDS
@@ -54,7 +55,8 @@ def laptop(nodes: Nodes, folder: Path) -> dict[str, str | None]:
 def command(nodes: Nodes, folder: Path, graph: str = "graph", *more: str) -> list[str]:
     """`run` as a job, over a root that all nodes see."""
     there = [f"{PIPELINE}:{graph}", "source=src", "root=root", "tracking=none", f"cluster.shared=[{folder}]"]
-    return ["run", *there, "--address", nodes.job_server, *SLOWLY, *more]
+    slowly = SLOWLY if graph == "graph" else []
+    return ["run", *there, "--address", nodes.job_server, *slowly, *more]
 
 
 def begin(nodes: Nodes, folder: Path, arguments: list[str]) -> subprocess.Popen:
@@ -110,7 +112,10 @@ def calm(nodes: Nodes, s3_endpoint: str, tmp_path_factory) -> dict[str, Any]:
         placed |= nodes.running("ray::Host")
         time.sleep(0.2)
     said, shown = process.communicate()
+    root = S3Bucket("s3://plait/nodes", s3_endpoint)
     return {
+        "root": root,
+        "digests": digests(root),
         "code": process.returncode,
         "said": said,
         "shown": shown,
