@@ -50,6 +50,7 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
             "stages/train/rank.py",
             "stages/workers/ranks.py",
             "stages/workers/sigterm.py",
+            "stages/workers/card.py",
             "stages/tokenizer/loop.py",
         },
     }

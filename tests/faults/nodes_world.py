@@ -89,8 +89,8 @@ def training(config: Config) -> Graph:
     """files -> packs, tokenizer -> model."""
     from tests.stages.test_train import SHAPE
 
-    settings: dict[str, Any] = {"steps": 60, "checkpoint_every": 10, "learning_rate": 5e-3, "warmup": 3}
-    model = Model(trunk=SHAPE, parts=Parts(), global_batch=4, **settings)
+    settings: dict[str, Any] = {"steps": 40, "checkpoint_every": 10, "learning_rate": 5e-3, "warmup": 3}
+    model = Model(trunk=SHAPE, parts=Parts(), global_batch=4, **(settings | config.settings.get("model", {})))
     place = config.placement
     stages = (
         config.node(Files),
