@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.cluster import ASK_S, answers, prepare, token_is_given
-from infra.types import RunError, UserError
+from infra.types import RunError, UserError, without_secrets
 
 SUBMIT_S = 120.0
 """How long the server may take to answer to the code or the command: its first job starts an agent."""
@@ -65,6 +65,7 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
+        self._named = without_secrets(self.address)
         self.version = ""
         prepare(address)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else Ray would rather take RAY_ADDRESS
@@ -87,7 +88,7 @@ class JobServer:
             )
         except (RuntimeError, ValueError, requests.RequestException) as error:
             why = " ".join(str(error).split())[:300]
-            raise RunError(f"the job server at {self.address} did not take the run ({why}): try again, or run plait on a node with --address HOST:PORT") from error  # fmt: skip  # noqa: E501
+            raise RunError(f"the job server at {self._named} did not take the run ({why}): try again, or run plait on a node with --address HOST:PORT") from error  # fmt: skip  # noqa: E501
 
     def is_running(self, job: str) -> bool | None:
         """Whether the job waits or runs; None where the server does not answer."""
@@ -118,7 +119,7 @@ class JobServer:
             client = _client(self.address)
         except AuthenticationError:
             what = "refused our token" if token_is_given() else "asks for a token, and there is none here"
-            raise UserError(f"the Ray job server at {self.address} {what}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the token, or put it into ~/.ray/auth_token") from None  # fmt: skip  # noqa: E501
+            raise UserError(f"the Ray job server at {self._named} {what}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the token, or put it into ~/.ray/auth_token") from None  # fmt: skip  # noqa: E501
         except requests.Timeout:
             raise self._nobody(f"nothing within {ASK_S:.0f} s") from None
         except ConnectionError:
@@ -138,12 +139,12 @@ class JobServer:
         return client
 
     def _nobody(self, why: str) -> RunError:
-        return RunError(f"no Ray job server answers at {self.address} ({why}): start the cluster with its dashboard, or correct --address (http://HEAD:8265 by default)")  # fmt: skip  # noqa: E501
+        return RunError(f"no Ray job server answers at {self._named} ({why}): start the cluster with its dashboard, or correct --address (http://HEAD:8265 by default)")  # fmt: skip  # noqa: E501
 
     def _another(self, there: str) -> RunError:
         import ray
 
-        return RunError(f"the cluster at {self.address} runs Ray {there}, here it is {ray.__version__}: install the same version on both sides")  # fmt: skip  # noqa: E501
+        return RunError(f"the cluster at {self._named} runs Ray {there}, here it is {ray.__version__}: install the same version on both sides")  # fmt: skip  # noqa: E501
 
 
 def _client(address: str) -> Any:

@@ -37,7 +37,7 @@ def submit(made: Any, address: str, detach: bool, as_json: bool) -> None:
     for text in sys.argv[1:]:
         if without_secrets(text) != text:
             raise UserError(f"{without_secrets(text)} holds a secret, and whoever sees the cluster sees its jobs' commands: set it in the cluster's environment, or name the variable in cluster.env")  # fmt: skip  # noqa: E501
-    command = ["python", "-m", "pipelines.cli.main", *for_the_cluster(sys.argv[1:]), *_places(made), *_no_address(made)]
+    command = ["python", "-m", "pipelines.cli.main", *for_the_cluster(sys.argv[1:]), *_places(made), *_no_address()]
     missing = [name for name in made.config.cluster.env if name not in os.environ]
     if missing:
         raise UserError(f"cluster.env names {', '.join(missing)}, not set here: export it, or leave it out")
@@ -52,6 +52,7 @@ def submit(made: Any, address: str, detach: bool, as_json: bool) -> None:
             show.err.print(f"sending {num_files} files of code, {num_bytes / 2**20:.1f} MiB", markup=False)
         code = Path(folder) if made.config.cluster.code else None
         run.job = server.submit(run.run_id, command, sys.argv[1:], code, env)
+    address = without_secrets(address)
     show.err.print(f"submitted to {address} as Ray job {run.job}: run {run.run_id}", markup=False, soft_wrap=True)
     if detach:
         show.err.print(run.how_to_go_on(), markup=False, soft_wrap=True)
@@ -73,7 +74,7 @@ def for_the_cluster(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _no_address(made: Any) -> list[str]:
+def _no_address() -> list[str]:
     """Where a file of conf/ names the job server, the job must not submit itself: on the cluster RAY_ADDRESS counts."""
     from pipelines.cli.compose import compose
 
@@ -86,7 +87,8 @@ def _places(made: Any) -> list[str]:
     """Folders as the cluster will find them; one sentence for what only this machine has."""
     config = made.config
     found: list[str] = []
-    if "://" not in (config.storage.root or config.root):
+    is_folder = "://" not in (config.storage.root or config.root)
+    if is_folder:
         name = "storage.root" if config.storage.root else "root"
         found.append(f"{name}={_shared(made, name, config.storage.root or config.root)}")
     elif config.source is None:
@@ -97,7 +99,7 @@ def _places(made: Any) -> list[str]:
     path = uri.removeprefix("sqlite:///").removeprefix("file://")
     if config.tracking.enabled and uri and "://" not in path:
         _shared(made, "tracking.uri", path)
-    elif config.tracking.enabled and not uri and not found:
+    elif config.tracking.enabled and not uri and not is_folder:
         raise UserError("tracking.uri is not set, and MLflow's database would lie on the cluster's head alone: give tracking.uri=http://HOST:5000, or tracking=none")  # fmt: skip  # noqa: E501
     return found
 
@@ -126,7 +128,7 @@ class _Followed:
         try:
             return Runs(self.made.root)
         except (PlaitError, OSError) as error:
-            raise UserError(f"the run could not be followed from here ({error}): see that {self.made.root.uri} can be read, or submit with --detach") from error  # fmt: skip  # noqa: E501
+            raise RunError(f"the run could not be followed from here ({error}): see that {self.made.root.uri} can be read, or submit with --detach") from error  # fmt: skip  # noqa: E501
 
     def how_to_go_on(self) -> str:
         """What to type to see more of it, and to stop it."""
@@ -176,7 +178,7 @@ class _Followed:
             return RunError(f"run {self.run_id} was killed with Ray job {self.job}; finished shards are kept: {again}, on a new cluster if this one is gone")  # fmt: skip  # noqa: E501
         ended = self.server.ended(self.job)
         said = [line.removeprefix("plait: ") for line in ended.said if line.startswith("plait: ")] or ended.said
-        why = without_secrets(said[-1]) if said else f"the cluster at {self.server.address} is gone"
+        why = without_secrets(said[-1]) if said else "its cluster is gone"
         kind = UserError if ended.exit_code == 2 else RunError
         return kind(f"{why} (Ray job {self.job} ended before its run began)")
 

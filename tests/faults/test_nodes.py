@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from tests.nodes import Nodes
 
 PIPELINE = "pipeline=tests.faults.nodes_world"
 SLOWLY = ["cluster.workers=3", "cluster.stages.lengths.shard_rows=2", "cluster.stages.lengths.batch_rows=2"]
+TOLD = "a-secret-that-is-told"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def here(tmp_path: Path) -> Path:
 def laptop(nodes: Nodes, folder: Path) -> dict[str, str | None]:
     """The environment of a machine that is no node: its own home, the token, the credentials of the store."""
     hidden = dict.fromkeys((k for k in os.environ if k.startswith(("RAY_", "TOY_"))), None)
-    return {**hidden, **S3_CREDENTIALS, "HOME": str(folder), "RAY_AUTH_TOKEN": nodes.token, "NO_PROXY": "*"}
+    return {**hidden, **S3_CREDENTIALS, "HOME": str(folder), "RAY_AUTH_TOKEN": nodes.token, "TOLD_TOKEN": TOLD}
 
 
 def command(nodes: Nodes, folder: Path, graph: str = "graph", *more: str) -> list[str]:
@@ -106,7 +108,8 @@ def calm(nodes: Nodes, s3_endpoint: str, tmp_path_factory) -> dict[str, Any]:
         (folder / "src" / f"{i}.txt").write_text(" ".join(WORDS[i::4]))
     store = ["storage=s3", "storage.root=s3://plait/nodes", f"storage.endpoint={s3_endpoint}"]
     there = [f"{PIPELINE}:graph", f"source={folder}/src", "tracking=none", *store]
-    process = begin(nodes, folder, ["run", *there, f"cluster.shared=[{folder}]", "--address", nodes.job_server, *SLOWLY, "--json"])  # fmt: skip  # noqa: E501
+    here = [f"cluster.shared=[{folder}]", "cluster.env=[TOLD_TOKEN]", "--address", nodes.job_server, *SLOWLY, "--json"]
+    process = begin(nodes, folder, ["run", *there, *here])
     placed: set[str] = set()
     while process.poll() is None:
         placed |= nodes.running("ray::Host")
@@ -139,7 +142,24 @@ def test_a_run_is_submitted_with_its_code_followed_and_ends_as_a_run_here_would(
     assert {s["state"] for s in planned["stages"]} == {"fresh"}  # the keys are those of this machine
     record = Runs(calm["root"]).record(result["run_id"])
     assert record["job"] == f"plait-{result['run_id']}" and record["job"] in calm["shown"]
-    assert nodes.token not in calm["shown"] + calm["said"] + json.dumps(record)
+    (told,) = set(standing.store.scan(standing.snapshot("lengths"), ["told"])["told"].to_pylist())
+    assert told == hashlib.sha256(TOLD.encode()).hexdigest()  # the actors had it by cluster.env
+    log = json.dumps(Runs(calm["root"]).log(result["run_id"]))
+    for secret in (nodes.token, TOLD, S3_CREDENTIALS["AWS_SECRET_ACCESS_KEY"]):
+        assert secret not in calm["shown"] + calm["said"] + json.dumps(record) + log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("token", "code", "sentence"), [(None, 2, "asks for a token"), ("wrong", 2, "refused our token")]
+)
+def test_a_token_that_is_missing_or_wrong_is_one_sentence(token, sentence, nodes, here):
+    asked = time.monotonic()
+    done = plait(*command(nodes, here), cwd=here, env=laptop(nodes, here) | {"RAY_AUTH_TOKEN": token})
+    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert time.monotonic() - asked < 30 and not (here / "root").exists()
+    doctor = plait("doctor", *command(nodes, here)[1:7], cwd=here, env=laptop(nodes, here))
+    assert "a job server answers with our token" in " ".join(doctor.stdout.split()), doctor.stdout
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def run(monkeypatch, *arguments):
         (["root=/mnt/nfs/../r", "cluster.shared=[/mnt/nfs]"], "is a folder of this machine"),
         (IN_A_STORE, "no source is given"),
         (WITH_SOURCE, "tracking.uri is not set"),
+        ([*IN_A_STORE, "source=/n/raw", "cluster.shared=[/n]"], "tracking.uri is not set"),
         ([*WITH_SOURCE, "tracking.uri=sqlite:///m.db"], "tracking.uri=m.db is a"),
         ([*WITH_SOURCE, "tracking.uri=http://u:p@h"], r"\*\*\*@h holds a secret"),
         (["root=/n/r", "cluster.shared=[/n]", "tracking=none", "cluster.env=[NOT_SET]"], "cluster.env names NOT_SET"),
