@@ -150,9 +150,7 @@ def test_a_run_is_submitted_with_its_code_followed_and_ends_as_a_run_here_would(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("token", "code", "sentence"), [(None, 2, "asks for a token"), ("wrong", 2, "refused our token")]
-)
+@pytest.mark.parametrize(("token", "sentence"), [(None, "asks for a token"), ("wrong", "refused our token")])
 def test_a_token_that_is_missing_or_wrong_is_one_sentence(token, sentence, nodes, here):
     asked = time.monotonic()
     done = plait(*command(nodes, here), cwd=here, env=laptop(nodes, here) | {"RAY_AUTH_TOKEN": token})
