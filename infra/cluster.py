@@ -37,7 +37,7 @@ def connect(address: str | None, num_cpus: int | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     where = checked(address or os.environ.get("RAY_ADDRESS"))
-    _prepare(where)
+    prepare(where)
     import ray
 
     if ray.is_initialized():
@@ -86,8 +86,8 @@ def checked(address: str | None) -> str | None:
         return None
     if address.startswith(("http://", "https://")):
         raise UserError(
-            f"{address} is the address of Ray's job server, and submitting a run as a Ray job is not built yet: run"
-            " plait on a node of the cluster with --address HOST:PORT, the port of its head (Ray's default is 6379)"
+            f"{address} is the address of Ray's job server, which takes `plait run` alone: for other verbs run plait"
+            " on a node of the cluster with --address HOST:PORT, the port of its head (Ray's default is 6379)"
         )
     if address.startswith("ray://"):
         raise UserError(f"{address} is for the Ray client, which plait does not use: run plait on a node of the cluster with --address HOST:PORT of its head")  # fmt: skip  # noqa: E501
@@ -96,7 +96,7 @@ def checked(address: str | None) -> str | None:
     return address
 
 
-def _prepare(where: str | None) -> None:
+def prepare(where: str | None) -> None:
     """What Ray reads of the environment while it is imported."""
     if where is None:
         os.environ[ONLY_LOOPBACK] = "0"

@@ -116,6 +116,11 @@ class Fleet:
             while len(lane.hosts) < allowed and (host := self._host(lane.share.size)):
                 lane.hosts.add(host[0])
                 got.append(host)
+            num_born = lane.num_born() + sum(not is_new for _, is_new in got)
+            while num_born < allowed and (free := self._free_one(lane.share.size)):
+                num_born += 1
+                lane.hosts.add(free)
+                got.append((free, False))
             return allowed, got
 
     def give_back(self, size: Size, host: Any) -> None:
@@ -136,15 +141,20 @@ class Fleet:
 
     def _host(self, size: Size) -> tuple[Any, bool] | None:
         """A free actor of that size, or a new one if there is room; free actors of other sizes make room."""
-        for i, (other, host) in enumerate(self._free):
-            if other == size:
-                del self._free[i]
-                return host, False
+        if free := self._free_one(size):
+            return free, False
         while not self._has_room(size):
             if not self._free:
                 return None
             self._ray.kill(self._free.pop(0)[1])
         return self._start(size), True
+
+    def _free_one(self, size: Size) -> Any:
+        for i, (other, host) in enumerate(self._free):
+            if other == size:
+                del self._free[i]
+                return host
+        return None
 
     def _start(self, size: Size) -> Any:
         options = {"num_cpus": size.cpus, "num_gpus": size.gpus, "resources": dict(size.resources) or None}

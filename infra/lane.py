@@ -110,6 +110,11 @@ class Lane:
         backlog = len(self.ahead) + len(self.queue) + len(self.running)
         return Demand(share.size, share.least, share.most, backlog, share.rank)
 
+    def num_born(self) -> int:
+        """How many of its actors have a place on a machine for all that is known: one whose node was lost meanwhile, or
+        whose room another driver took, may be begun and never come, and must keep nobody from working."""
+        return len(self.hosts) - sum(is_new for _, is_new in self.preparing.values())
+
     def work(self) -> list[str]:
         """Until every task has ended."""
         while self.ahead or self.queue or self.running:
@@ -150,7 +155,7 @@ class Lane:
         allowed, new = self.fleet.adjust(self)
         for host, is_new in new:
             self.preparing[host.prepare.remote(self.shared)] = host, is_new
-        while self.idle and len(self.hosts) > allowed:
+        while self.idle and self.num_born() > allowed:
             host = self.idle.popleft()
             self.hosts.discard(host)
             self.fleet.give_back(self.share.size, host)

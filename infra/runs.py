@@ -1,10 +1,11 @@
 """Runs of a root: which are going on, what they said, and the wish that one stops. All of it lies in the bucket.
 
 ledger/runs/<run id>.json       the record, put when a run ends (infra/ledger.py)
-ledger/runs/<run id>/started    host, process, command
+ledger/runs/<run id>/started    host, process, command, the Ray job that it is
                      beat       overwritten every few seconds while it works
                      cancel     put by whoever wants it to stop
                      log.N      JSON lines: at, stage, worker, level, text
+                     shown      what it shows on its screen, overwritten every few seconds while that changes
 """
 
 from __future__ import annotations
@@ -34,12 +35,22 @@ NAMED_BAD_ROWS = 5
 class OpenRun:
     """A run while it goes on: registered, beating, writing its log, and looking whether it is to stop."""
 
-    def __init__(self, bucket: Bucket, run_id: str, command: Sequence[str], resume: str) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        run_id: str,
+        command: Sequence[str],
+        resume: str,
+        job: str | None = None,
+        shown: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         self.bucket = bucket
         self.run_id = run_id
         self.path = f"{RUNS}/{run_id}"
         self.command = list(command)
         self.resume = resume
+        self.job = job
+        self._shown, self._shown_last = shown, b"{}"
         self.stopped: str | None = None
         self._chunk = 0
         self._pending: list[bytes] = []
@@ -51,7 +62,9 @@ class OpenRun:
 
     def open(self) -> None:
         """Register, and begin to watch."""
-        self.bucket.put_if_absent(f"{self.path}/started", dumps({**me(), "at": now_utc(), "command": self.command}))
+        self.bucket.put_if_absent(
+            f"{self.path}/started", dumps({**me(), "at": now_utc(), "command": self.command, "job": self.job})
+        )
         self.say(f"the run begins: plait {' '.join(self.command)}".rstrip())
         self._thread = threading.Thread(target=self._watch, name="plait-run", daemon=True)
         self._thread.start()
@@ -65,6 +78,7 @@ class OpenRun:
         if self._thread is not None:
             self._thread.join(LOOK_S)
         self._try(self._put_log)
+        self._try(self._put_shown)
 
     # --- what it says ----------------------------------------------------------------------------------------
 
@@ -118,6 +132,7 @@ class OpenRun:
             if now - looked >= LOOK_S or self._num_bytes >= CHUNK_BYTES:
                 looked = now
                 self._try(self._put_log)
+                self._try(self._put_shown)
                 self._try(self._look)
 
     def _look(self) -> None:
@@ -137,6 +152,12 @@ class OpenRun:
         with self._lock:
             rest = b"".join(self._pending)[len(data) :]
             self._pending, self._num_bytes, self._chunk = ([rest] if rest else []), len(rest), number
+
+    def _put_shown(self) -> None:
+        data = json.dumps(self._shown()).encode()
+        if data != self._shown_last:
+            self.bucket.put(f"{self.path}/shown", data)
+            self._shown_last = data
 
     @staticmethod
     def _try(act: Callable[[], Any]) -> None:
@@ -174,14 +195,22 @@ class Runs:
         return self.bucket.size(f"{RUNS}/{run_id}.json") is not None
 
     def going(self) -> list[dict[str, Any]]:
-        """Runs that are at work: run_id, host, pid, at (when it began), command. A run that was killed is not."""
+        """Runs that are at work: run_id, host, pid, at (when it began), command, job (of Ray). A killed run is not."""
         found: list[dict[str, Any]] = []
         for run_id in self.ids:
             if f"{run_id}.json" not in self._names and f"{run_id}/started" in self._names:
                 started = json.loads(self.bucket.get(f"{RUNS}/{run_id}/started") or b"{}")
                 if started and self.is_living(run_id, started):
-                    found.append({"run_id": run_id, **{k: started[k] for k in ("host", "pid", "at", "command")}})
+                    found.append(_seen(run_id, started))
         return found
+
+    def killed(self) -> dict[str, Any] | None:
+        """The latest run, as `going` tells of it, if it was killed: it works no more and has left no record."""
+        latest = self.ids[-1] if self.ids else ""
+        if f"{latest}/started" not in self._names or self.has_ended(latest):
+            return None
+        started = json.loads(self.bucket.get(f"{RUNS}/{latest}/started") or b"{}")
+        return _seen(latest, started) if started and not self.is_living(latest, started) else None
 
     def is_living(self, run_id: str, started: Mapping[str, Any] | None = None) -> bool:
         """On this host by the process table; elsewhere by the age of its beat, by the clocks of both."""
@@ -189,6 +218,19 @@ class Runs:
         if not begun or self.has_ended(run_id):
             return False
         return is_alive(begun, self.bucket.get(f"{RUNS}/{run_id}/beat"))
+
+    def shown(self, run_id: str) -> dict[str, Any]:
+        """What the run shows on its screen: {stages, said} (`pipelines/shown.py`), {} before it has shown a thing."""
+        return json.loads(self.bucket.get(f"{RUNS}/{run_id}/shown") or b"{}")
+
+    def record(self, run_id: str) -> dict[str, Any] | None:
+        """What the run left when it ended."""
+        data = self.bucket.get(f"{RUNS}/{run_id}.json")
+        return json.loads(data) if data else None
+
+    def has_begun(self, run_id: str) -> bool:
+        """Whether the run has registered."""
+        return self.bucket.size(f"{RUNS}/{run_id}/started") is not None
 
     def ask_to_stop(self, run_id: str) -> None:
         """Put the wish; the run finds it within seconds."""
@@ -202,6 +244,11 @@ class Runs:
             lines += [json.loads(line) for line in data.splitlines()]
             after += 1
         return lines, after
+
+
+def _seen(run_id: str, started: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: started[name] for name in ("host", "pid", "at", "command")}
+    return {"run_id": run_id, **told, "job": started.get("job")}
 
 
 def _user() -> str:

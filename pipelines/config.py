@@ -38,7 +38,14 @@ class Cluster:
     """Where stages run; in no key."""
 
     address: str | None = None
-    """Ray address; unset: RAY_ADDRESS, else a private Ray on this machine."""
+    """HOST:PORT of a Ray cluster's head, or http://HEAD:8265, its job server; unset: RAY_ADDRESS, else a private Ray on
+    this machine."""
+    code: bool = True
+    """Whether a submitted run brings this checkout's code along; else the cluster's own plait runs it."""
+    shared: tuple[str, ...] = ()
+    """Folders that every node of the cluster has at the same place as this machine: a submitted run may use them."""
+    env: tuple[str, ...] = ()
+    """Names of environment variables whose values a submitted run takes along from here."""
     workers: int | None = None
     """Actors per row stage; unset: one per CPU."""
     error_budget: float = 0.5

@@ -97,8 +97,11 @@ def _ray(address: str | None) -> str:
     if not address and not os.environ.get("RAY_ADDRESS"):
         return f"private, on this machine: {os.cpu_count()} CPUs"
     from infra.cluster import connect, disconnect, token_is_given
+    from infra.jobs import JobServer, is_job_server
 
+    with_token = "with our token" if token_is_given() else "without a token"
+    if is_job_server(where := address or os.environ["RAY_ADDRESS"]):
+        return f"a job server answers {with_token}, of Ray {JobServer(where).version}"
     resources = connect(address, None).cluster_resources()
     disconnect()
-    with_token = "with our token" if token_is_given() else "without a token"
     return f"reachable {with_token}: {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs"

@@ -19,9 +19,9 @@ from pipelines.graph import Graph
 from stages.evaluate.checkpoints import Checkpoints, Listed
 from stages.evaluate.generations import Generations
 from stages.evaluate.likelihoods import Likelihoods
+from stages.evaluate.marks import Marks
 from stages.evaluate.opinions import Opinions
 from stages.evaluate.questions import Questions
-from stages.evaluate.marks import Marks
 from stages.evaluate.trials import Trials
 from stages.evaluate.verdicts import Verdicts
 

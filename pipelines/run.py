@@ -8,13 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from infra.bucket import Bucket
 from infra.fleet import Fleet
 from infra.ledger import snapshot_of
 from infra.runs import OpenRun
-from infra.types import PlaitError, Snapshot, now_utc
+from infra.types import PlaitError, Snapshot, UserError, now_utc
 from infra.world import world_failed
 from pipelines import waves
 from pipelines.ask import Ask
@@ -24,24 +24,19 @@ from pipelines.materialise import materialise, reselect
 from pipelines.plan import Planner
 from pipelines.publish import Site
 from pipelines.report import COUNTS, entry, requests_of
+from pipelines.shown import Progress, Shown
 from pipelines.tell import Cards, Tales, Teller
 from pipelines.waves import Brought, Wave
 
 
-class Progress(Protocol):
-    """What a run shows while it works."""
+def new_run_id() -> str:
+    """An id that sorts by time."""
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}"
 
-    def stage(self, name: str, done: int, total: int, what: str) -> None:
-        """Units done of a stage."""
-        ...
 
-    def finished(self, entry: Mapping[str, Any]) -> None:
-        """A stage has ended."""
-        ...
-
-    def note(self, sentence: str) -> None:
-        """A sentence for the person."""
-        ...
+def exit_code(error: PlaitError) -> int:
+    """What a command ends with after this error."""
+    return 2 if isinstance(error, UserError) else 1
 
 
 @dataclass
@@ -112,10 +107,12 @@ class Runner:
         self.services = services
         self.ask = ask
         self.record = dict(record)
-        self.run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 10**9:09d}"
+        self.run_id: str = self.record.pop("run_id", None) or new_run_id()
         self.current: dict[str, Snapshot | None] = {}
         self.result = Result(self.run_id, services.root.uri)
-        self.open = OpenRun(services.root, self.run_id, self.record.get("command", []), services.resume)
+        self.shown = Shown(services.progress)
+        command, job = self.record.get("command", []), self.record.get("job")
+        self.open = OpenRun(services.root, self.run_id, command, services.resume, job, self.shown.document)
         self.teller = Teller(planner.ledger, planner.store, services.cards, services.tracker, services.tales)
 
     def run(self) -> Result:
@@ -133,6 +130,7 @@ class Runner:
         except (PlaitError, OSError) as error:
             failure = error if isinstance(error, PlaitError) else world_failed(error, self.services.resume)
             self.result.error = str(failure)
+            self.record["exit"] = exit_code(failure)
             raise failure from (None if failure is error else error)
         finally:
             self._end()
@@ -150,7 +148,7 @@ class Runner:
         self.teller.end("FINISHED" if self.result.ok else "KILLED" if stopped else "FAILED")
 
     def _note(self, sentence: str) -> None:
-        self.services.progress.note(sentence)
+        self.shown.note(sentence)
         self.open.say(sentence, level="warning")
 
     def _stream(self, num_files: int) -> None:
@@ -219,7 +217,7 @@ class Runner:
         self.result.stages.append(new)
         counts = ", ".join(f"{new[name]} {name}" for name in COUNTS if new[name])
         self.open.say(f"{brought.state}: {counts}; {new['seconds']} s", plan.name)
-        self.services.progress.finished(new)
+        self.shown.finished(new)
 
     def last_checkpoint(self, snapshot: Snapshot) -> str:
         """Address of the manifest of the highest step."""
@@ -235,7 +233,7 @@ class Runner:
         services = self.services
 
         def show(name: str, done: int, total: int, what: str) -> None:
-            services.progress.stage(name, done, total, f"{wave}  {what}" if wave and wave.total > 1 else what)
+            self.shown.stage(name, done, total, f"{wave}  {what}" if wave and wave.total > 1 else what)
 
         name = str(wave) if wave and not wave.is_last else None
         return Site(self.planner, services.root, services.source, self.open, services.fleet, services.ray, services.release_actors, show, self._note, services.tracker, current, name)  # fmt: skip  # noqa: E501

@@ -42,6 +42,7 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
         "ray": {
             "infra/fleet.py",
             "infra/cluster.py",
+            "infra/jobs.py",
             "infra/telemetry.py",
             "stages/workers/fit.py",
             "stages/workers/pulse.py",
@@ -49,6 +50,7 @@ def test_only_the_named_files_import_ray_lance_mlflow_and_hydra():
             "stages/train/rank.py",
             "stages/workers/ranks.py",
             "stages/workers/sigterm.py",
+            "stages/workers/card.py",
             "stages/tokenizer/loop.py",
         },
     }

@@ -159,6 +159,7 @@ class NextFlowShape:
     def __post_init__(self) -> None:
         if self.rate and (self.normalised or self.codebook == "gradient"):
             raise ValueError(f"rate={self.rate} needs codebook=ema and normalised=false: give both, or 0")
+
     deepened: bool = False
     """Whether the pixel decoder has been doubled. Set by training."""
 

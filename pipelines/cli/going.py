@@ -45,6 +45,9 @@ def logs(arguments: Sequence[str], run: str | None, follow: bool, as_json: bool)
             _show(console, line)
         if living:
             time.sleep(POLL_S)
+    lost = runs.killed()
+    if lost is not None and lost["run_id"] == run_id:
+        console.print(show.killed(lost), markup=False, soft_wrap=True)
     if not kept:
         whose = f"{stage} said nothing in run {run_id}" if stage else f"run {run_id} has left no log"
         console.print(f"{whose} (a log is written every few seconds).", markup=False)
@@ -77,7 +80,7 @@ def cancel(arguments: Sequence[str], as_json: bool) -> None:
         raise UserError(f"nothing to cancel under {runs.bucket.uri}: {_listed(going)}" if not going else f"{len(going)} runs are going on, give one: {_listed(going)}")  # fmt: skip  # noqa: E501
     runs.ask_to_stop(run_id)
     run = going[run_id]
-    show.out(as_json).print(f"Asked run {run_id} on {run['host']} (process {run['pid']}) to stop; `plait logs --follow` shows how it ends.", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
+    show.out(as_json).print(f"Asked run {run_id} {show.place(run)} to stop; `plait logs --follow` shows how it ends.", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
     if as_json:
         show.emit({"run_id": run_id, "host": run["host"], "pid": run["pid"], "asked": True})
 

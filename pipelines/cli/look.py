@@ -37,20 +37,24 @@ def status(overrides: Sequence[str], as_json: bool) -> None:
     stages = [_status_entry(standing, name, by_name.get(name)) for name in standing.order()]
     stages += [s for s in by_name.values() if s["name"] not in standing.dones]
     evals = standing.dones.get("evals")
-    going = Runs(made.root).going()
+    runs = Runs(made.root)
+    going, killed = runs.going(), runs.killed()
     document: dict[str, Any] = {
         "ok": bool(last and last["ok"]),
         "run_id": last["run_id"] if last else None,
         "root": made.root.uri,
         "running": going,
+        "killed": killed,
         "stages": [{k: v for k, v in s.items() if k not in ("key", "metrics", "reasons")} for s in stages],
         "evaluation": evals["metrics"] if evals else {},
         "checkpoint": standing.checkpoint(),
     }
     console = show.out(as_json)
     for run in going:
-        said = f"Going on: {run['run_id']} on {run['host']} (process {run['pid']}) since {run['at'][:19]}, plait"
+        said = f"Going on: {run['run_id']} {show.place(run)} since {run['at'][:19]}, plait"
         console.print(f"{said} {' '.join(run['command'])}", markup=False, soft_wrap=True)
+    if killed:
+        console.print(show.killed(killed), markup=False, soft_wrap=True)
     if not stages:
         console.print(f"Nothing has been made under {made.root.uri} yet: `plait run` makes it.", markup=False)
     else:

@@ -45,7 +45,10 @@ Waves = Annotated[
 ]
 Lag = Annotated[int, typer.Option(min=1, help="With --wave: finished waves that may wait for a reader.")]
 Address = Annotated[
-    str | None, typer.Option(help="HOST:PORT of a Ray cluster's head; unset: RAY_ADDRESS, else a Ray of its own.")
+    str | None,
+    typer.Option(
+        help="HOST:PORT of a Ray cluster's head; http://HEAD:8265 submits; else RAY_ADDRESS, or a Ray of its own."
+    ),
 ]
 Retry = Annotated[bool, typer.Option("--retry-quarantined", help="Try quarantined units again, and only those.")]
 
@@ -82,6 +85,9 @@ def run(  # noqa: PLR0913, PLR0917 - a flag each
     profile: Annotated[
         bool, typer.Option("--profile", help="Trace a few steps of every training: an artifact in MLflow.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With http://HEAD:8265: submit the run and return at once.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
     json: Json = False,
 ) -> None:
@@ -90,7 +96,7 @@ def run(  # noqa: PLR0913, PLR0917 - a flag each
     if dry_run:
         work.plan(overrides or [], asked, json)
     else:
-        work.run([*(overrides or []), *work.at(address)], asked, json)
+        work.run([*(overrides or []), *work.at(address)], asked, detach, json)
 
 
 @app.command()

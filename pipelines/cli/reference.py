@@ -128,7 +128,7 @@ def _meanings(of: type) -> dict[str, str]:
 
 def _first(doc: str) -> str:
     """The first paragraph."""
-    return " ".join(doc.split("\n\n")[0].split())
+    return " ".join(doc.split("\n\n", maxsplit=1)[0].split())
 
 
 if __name__ == "__main__":

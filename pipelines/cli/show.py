@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,18 @@ def emit(document: Mapping[str, Any]) -> None:
     """The JSON object, as the last line of standard output."""
     _stdout.write(json.dumps(document) + "\n")
     _stdout.flush()
+
+
+def place(run: Mapping[str, Any]) -> str:
+    """Where a run works: host, process, and the Ray job that it is."""
+    job = f", as Ray job {run['job']}" if run["job"] else ""
+    return f"on {run['host']} (process {run['pid']}){job}"
+
+
+def killed(run: Mapping[str, Any]) -> str:
+    """What became of a run that left no record, and what to do next."""
+    again = shlex.join(["plait", *run["command"]])
+    return f"Killed: {run['run_id']} {place(run)}: it has left no record and is no more; `{again}` goes on with what it finished"  # fmt: skip  # noqa: E501
 
 
 def emit_error(sentence: str, as_json: bool) -> None:

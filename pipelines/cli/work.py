@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from infra.types import PlaitError, UserError, without_secrets
@@ -77,14 +77,22 @@ def _seen(planner: Any, plan: Any) -> dict[str, Any]:
     return entry
 
 
-def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
-    """Run the pipeline and print what became of every row."""
+def run(overrides: Sequence[str], asked: Ask, detach: bool, as_json: bool) -> None:
+    """Run the pipeline, here or as a Ray job, and print what became of every row."""
     from infra.cluster import checked
+    from infra.jobs import is_job_server
+    from pipelines.cli import submit
     from pipelines.cli.compose import setup, source_of
     from pipelines.run import Runner
 
     made = setup(overrides)
-    checked(made.config.cluster.address or os.environ.get("RAY_ADDRESS"))  # before anything is written
+    address = made.config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address and is_job_server(address):
+        submit.submit(made, address, detach, as_json)
+        return
+    if detach:
+        raise UserError("--detach is for a run that is submitted: add --address http://HEAD:8265")
+    checked(address)  # before anything is written
     source = source_of(made)
     show.keep_stdout()
     progress = show.ConsoleProgress()
@@ -102,6 +110,10 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     finally:
         progress.stop()
         stop_ray()
+    _show_result(made, result, as_json)
+
+
+def _show_result(made: Any, result: Any, as_json: bool) -> None:
     console = show.out(as_json)
     console.print(show.funnel(result.stages))
     document = result.to_json()
@@ -110,14 +122,32 @@ def run(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
         show.emit(document)
 
 
+def show_record(made: Any, record: Mapping[str, Any], as_json: bool) -> None:
+    """What became of every row, by the record of a run that worked elsewhere: as that run said it there."""
+    from pipelines.run import Result
+
+    names = ("run_id", "root", "ok", "stages")
+    result = Result(**{name: record[name] for name in names}, error=record.get("error"))
+    if result.ok:
+        _show_result(made, result, as_json)
+    else:
+        _show_failure(result, str(result.error), as_json)
+
+
 def _failed(result: Any, error: PlaitError, as_json: bool) -> NoReturn:
     """What was reached, then the sentence; the JSON object is the same as that of a good run."""
+    from pipelines.run import exit_code
+
+    _show_failure(result, str(error), as_json)
+    raise SystemExit(exit_code(error))
+
+
+def _show_failure(result: Any, sentence: str, as_json: bool) -> None:
     console = show.out(as_json)
     console.print(show.funnel(result.stages))
-    show.emit_error(str(error), False)
+    show.emit_error(sentence, False)
     if as_json:
         show.emit(result.to_json())
-    raise SystemExit(2 if isinstance(error, UserError) else 1)
 
 
 def _sample(made: Any, progress: Any) -> None:
@@ -219,14 +249,15 @@ def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:
         command = f"mlflow ui --backend-store-uri {uri}" if "://" in uri and not uri.startswith("http") else uri
         console.print(f"MLflow      {command}", markup=False, soft_wrap=True)
     if bad:
-        console.print(f"Quarantine  {bad} units: plait quarantine{_root_hint(made)}", markup=False, soft_wrap=True)
+        console.print(f"Quarantine  {bad} units: plait quarantine{root_hint(made)}", markup=False, soft_wrap=True)
     if all(s["state"] in ("fresh", "skipped") for s in document["stages"]):
         console.print("Nothing to do: everything is fresh.", markup=False)
     if empty:
         console.print(f"Nothing to work on for {', '.join(empty)}: their inputs have no rows.", markup=False)
 
 
-def _root_hint(made: Any) -> str:
+def root_hint(made: Any) -> str:
+    """The overrides by which another verb finds the same root."""
     if made.config.storage.root:
         at = f" storage.endpoint={made.config.storage.endpoint}" if made.config.storage.endpoint else ""
         return f" storage=s3 storage.root={made.config.storage.root}{at}"

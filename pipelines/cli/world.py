@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from infra.types import without_secrets
@@ -36,7 +34,7 @@ def services_of(made: Any, source: Any, progress: Any) -> Any:
 
         return connect(config.cluster.address, config.cluster.workers)
 
-    command = without_secrets(shlex.join(["plait", *sys.argv[1:]]))
+    command = without_secrets(shlex.join(["plait", *typed()]))
     again = f"run `{command}` again"
     can_grow = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
     return Services(made.root, source, ray, lambda: tracker_of(made), cards, progress, again, tales, can_grow)
@@ -72,22 +70,23 @@ def tales(record: Any, read: Any) -> Any:
     return story_of(record, read)
 
 
+def typed() -> list[str]:
+    """The command line; of a run that was submitted, the one that was typed where it was submitted."""
+    from infra.jobs import submitted
+
+    job = submitted()
+    return list(job.command) if job and job.command else sys.argv[1:]
+
+
 def record() -> dict[str, Any]:
-    """What the ledger keeps of the command line, and of the code where that is a git checkout."""
-    said: dict[str, Any] = {"command": [without_secrets(text) for text in sys.argv[1:]]}
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
-        return said
-    try:
-        commit, changed = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain", "-uno")
-    except (OSError, subprocess.CalledProcessError):
-        return said  # git is not installed, or does not trust the folder's owner
-    return said | {"code": {"commit": commit, "changed": bool(changed)}}
+    """What the ledger keeps of the command line, of the code, and of the Ray job whose command this is."""
+    from infra.jobs import submitted
+    from pipelines.cli import checkout
 
-
-def _git(checkout: Path, *words: str) -> str:
-    command = ["git", "-C", str(checkout), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    job = submitted()
+    ours = {"job": job.job, "run_id": job.run_id} if job else {"job": None}
+    code = checkout.version()
+    return {"command": [without_secrets(text) for text in typed()], **ours, **({"code": code} if code else {})}
 
 
 def stop_ray() -> None:

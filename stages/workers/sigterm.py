@@ -10,6 +10,7 @@ from typing import Any
 
 from ray.train.torch import TorchConfig
 
+from stages.workers.card import speak_over_rays_card
 from stages.workers.pulse import leave_on_sigterm
 
 _Backend: Any = TorchConfig().backend_cls
@@ -17,7 +18,8 @@ _Backend: Any = TorchConfig().backend_cls
 
 class _LeavingBackend(_Backend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """As torch's; then the handler."""
+        """As torch's, over the card that the others reach; then the handler."""
+        worker_group.execute(speak_over_rays_card)
         super().on_start(worker_group, backend_config)
         worker_group.execute(leave_on_sigterm)
 

@@ -131,7 +131,7 @@ def test_an_address_where_no_ray_answers_is_one_sentence_within_seconds(tmp_path
 
 @pytest.mark.parametrize(
     ("address", "sentence"),
-    [("http://10.0.0.1:8265", "job is not built yet"), ("ray://a:10001", "Ray client"), ("head", "HOST:PORT")],
+    [("http://10.0.0.1:8265", "takes `plait run` alone"), ("ray://a:10001", "Ray client"), ("head", "HOST:PORT")],
 )
 def test_what_is_no_address_of_a_head_is_refused_at_once(address, sentence):
     with pytest.raises(UserError, match=sentence):

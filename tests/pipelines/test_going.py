@@ -16,7 +16,8 @@ from infra.runs import RUNS, OpenRun, Runs
 from infra.s3_bucket import S3Bucket
 from infra.types import RunError, StoppedError, UserError
 from pipelines import gc
-from pipelines.cli import going
+from pipelines.cli import going, show
+from pipelines.shown import Mirror, Shown
 from tests.conftest import REPO, answered, plait
 from tests.faults.test_mlflow import tracker_at
 
@@ -217,3 +218,60 @@ def test_a_log_whose_reply_was_lost_is_neither_lost_nor_written_twice(tmp_path):
     run.close()
     run.close()
     assert [line["text"] for line in Runs(root).log("r")[0]] == ["one", "two"]
+
+
+def test_the_latest_run_where_it_was_killed_is_named_with_what_to_type(tmp_path):
+    root = LocalBucket(tmp_path)
+    gone = {"host": "head-0", "pid": 1, "started": 1.0, "at": "2026-01-01T00:00:00+00:00"}
+    root.put(f"{RUNS}/a1/started", dumps(gone | {"command": ["run", "source=a b"], "job": "plait-a1"}))
+    at = [f"root={tmp_path}", "pipeline=tests.toy:graph"]
+    killed = answered("status", *at, cwd=tmp_path)["killed"]
+    assert (killed["run_id"], killed["job"]) == ("a1", "plait-a1")
+    assert "as Ray job plait-a1" in show.killed(killed) and "`plait run 'source=a b'`" in show.killed(killed)
+    assert answered("logs", *at, cwd=tmp_path)["state"] == "killed"
+    OpenRun(root, "b2", ["run"], "run again").open()
+    assert Runs(root).killed() is None  # whoever began later has taken over
+    root.put(f"{RUNS}/c3/started", dumps(gone | {"command": []}))  # by an older plait
+    assert Runs(root).killed()["job"] is None
+    Ledger(root).record_run("c3", {"ok": False})
+    assert Runs(root).killed() is None
+
+
+class Screen:
+    """What a person saw."""
+
+    def __init__(self):
+        self.seen = []
+
+    def stage(self, *bar):
+        """A bar."""
+        self.seen.append(bar)
+
+    def finished(self, entry):
+        """A line."""
+        self.seen.append(entry["name"])
+
+    def note(self, sentence):
+        """A sentence."""
+        self.seen.append(sentence)
+
+
+def test_what_a_run_shows_is_seen_elsewhere_each_line_once_and_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "hunter22hunter")
+    here, there = Screen(), Screen()
+    shown, mirror = Shown(here), Mirror(there)
+    root = LocalBucket(tmp_path)
+    run = OpenRun(root, "r1", [], "", shown=shown.document)
+    for name in ("clips", "scores"):
+        shown.stage(name, 3, 7, "hunter22hunter")
+        run._put_shown()
+        mirror.show(Runs(root).shown("r1"))
+        shown.note(f"{name} is hunter22hunter")
+        counts = dict.fromkeys(("rows_out", "empty", "filtered", "quarantined"), 1)
+        shown.finished({"name": name, "state": "done", "seconds": 1.0, "metrics": {}, **counts})
+    run.close()
+    for _ in range(2):
+        mirror.show(Runs(root).shown("r1"))
+    bars = [(name, 3, 7, "***") for name in ("clips", "scores")]
+    assert there.seen == [bars[0], "clips is ***", "clips", bars[1], "scores is ***", "scores"]
+    assert here.seen[0] == ("clips", 3, 7, "hunter22hunter")
