@@ -182,7 +182,12 @@ class Clips:
         texts = self._first(self.captions, places, ["text"])
         scores = self._first(self.judge, places, self.root.number_names(self.judge) if self.judge else [])
         for row, place, text, score in zip(rows, places.tolist(), texts, scores, strict=True):
-            row |= {"key": row["key"].hex(), "fate": reasons[codes[place]], "caption": text.get("text"), "scores": score}
+            row |= {
+                "key": row["key"].hex(),
+                "fate": reasons[codes[place]],
+                "caption": text.get("text"),
+                "scores": score,
+            }
         return rows
 
     def _first(self, of: Snapshot | None, places: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -199,7 +204,9 @@ class Clips:
         """Names, reasons and thresholds: what the filters offer."""
         codes, reasons = self.fates()
         counts = np.bincount(codes, minlength=len(reasons))
-        listed = sorted(((r, int(n)) for r, n in zip(reasons, counts, strict=True)), key=lambda p: (p[0] != KEPT, -p[1]))
+        listed = sorted(
+            ((r, int(n)) for r, n in zip(reasons, counts, strict=True)), key=lambda p: (p[0] != KEPT, -p[1])
+        )
         clauses = self.clauses()
         return {
             "total": self.clips.rows,
@@ -238,9 +245,9 @@ class Clips:
         return self.root.cache.get(name_of, count, lambda _: 2000)
 
     def one(self, key: str) -> dict[str, Any]:
-        """All that is known of a clip: its row, scores, verdicts of the clauses, captions, what each reader made of it."""
+        """All that is known of a clip: its row, scores, verdicts of the clauses, captions, what its readers made of it."""
         name = key_of(key)
-        plain = [n for n, t in self.root.columns(self.clips).items() if n not in ("key", "parents")]
+        plain = [n for n in self.root.columns(self.clips) if n not in ("key", "parents")]
         rows = self.root.page(self.clips, plain, f"key = X'{name.hex()}'", 1)
         if not rows:
             raise UserError(f"{key} is the key of no clip of clips@{self.clips.version}: look for it in lineage")

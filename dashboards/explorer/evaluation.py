@@ -84,7 +84,9 @@ def _choices(root: Root, snapshot: Snapshot, name: str) -> list[str]:
 # --- answers ---------------------------------------------------------------------------------------------------
 
 
-def answers(root: Root, chosen: Mapping[str, str], step: int | None, right: str, offset: int, limit: int) -> dict[str, Any]:
+def answers(
+    root: Root, chosen: Mapping[str, str], step: int | None, right: str, offset: int, limit: int
+) -> dict[str, Any]:
     """Answers of checkpoints with what was judged of them, by suite, task, training, step and verdict."""
     generations, verdicts = _answers_and_verdicts(root)
     if not 0 < limit <= MAX_PAGE or offset < 0:
@@ -134,7 +136,9 @@ def _judge(root: Root, verdicts: Snapshot | None, rows: Sequence[dict[str, Any]]
 def answer(root: Root, key: str) -> dict[str, Any]:
     """One answer with its verdict."""
     generations, verdicts = _answers_and_verdicts(root)
-    rows = root.page(generations, (*_ANSWER, "files_sha256", "question", "evidence"), f"key = X'{key_of(key).hex()}'", 1)
+    rows = root.page(
+        generations, (*_ANSWER, "files_sha256", "question", "evidence"), f"key = X'{key_of(key).hex()}'", 1
+    )
     if not rows:
         raise UserError(f"{key} is the key of no answer of generations@{generations.version}")
     _judge(root, verdicts, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -69,11 +68,18 @@ def _nodes(root: Root, standing: Standing) -> dict[str, dict[str, Any]]:
     configured = [n for n in root.edges if n in found]
     if configured or not found:
         for name in root.edges:
-            inputs = [{"name": n, "role": "rows"} for n in root.edges[name]]
+            inputs = [{"name": _meant(root, found, n), "role": "rows"} for n in root.edges[name]]
             found.setdefault(name, {"name": name, "dataset": name, "done": None, "inputs": inputs})
     for node in found.values():
         node["inputs"] = [i for i in node["inputs"] if i["name"] in found]
     return found
+
+
+def _meant(root: Root, nodes: Mapping[str, Any], name: str) -> str:
+    """Of the nodes of a dataset the one that the configured pipeline makes."""
+    wanted = set(root.edges.get(name, ()))
+    same = [n for n, node in nodes.items() if node["dataset"] == name]
+    return next((n for n in same if {i["name"].partition("@")[0] for i in nodes[n]["inputs"]} & wanted), name)
 
 
 def _stage(
@@ -184,12 +190,9 @@ def run(root: Root, run_id: str) -> dict[str, Any]:
     """One run with the last lines of its log."""
     found = Runs(root.bucket)
     if run_id not in found.ids:
-        raise UserError(f"{run_id!r} is no run of {root.bucket.uri}: the last ones are {', '.join(found.ids[-4:]) or 'none'}")
+        raise UserError(
+            f"{run_id!r} is no run of {root.bucket.uri}: the last ones are {', '.join(found.ids[-4:]) or 'none'}"
+        )
     lines, _ = found.log(run_id)
     going = {one["run_id"]: one for one in found.going()}
     return _run_line(root, run_id, going) | {"lines": lines[-LOG_LINES:], "num_lines": len(lines)}
-
-
-def seconds_since(at: str) -> float:
-    """How long ago a time of the ledger was."""
-    return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(at)).total_seconds()

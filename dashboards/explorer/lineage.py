@@ -49,7 +49,7 @@ class Walk:
     def _level(done: Mapping[str, Any], depth: int) -> dict[str, Any]:
         snapshot = done["snapshot"]
         about = {"dataset": done["dataset"], "version": snapshot["version"], "snapshot_rows": snapshot["rows"]}
-        return {**about, "depth": depth, "whole": False, "total": 0, "rows": []}
+        return {**about, "depth": depth, "place": 0, "whole": False, "total": 0, "rows": []}
 
     # --- back ----------------------------------------------------------------------------------------------
 
@@ -143,7 +143,8 @@ class Walk:
             found = self._rows(reader, None)
             self.add(reader, found, reader["snapshot"]["rows"], depth + 1)
             for after in self.standing.dones.values():
-                if reader["dataset"] in after["inputs"] and "manifest" not in self.root.columns(snapshot_of(after)):
+                role = after["inputs"].get(reader["dataset"], {}).get("role")  # what only used it is not made of it
+                if role == "rows" and "manifest" not in self.root.columns(snapshot_of(after)):
                     self.whole(after, depth + 2)
                     self.edges[(name, f"{after['dataset']}@{after['snapshot']['version']}")] = None
 
@@ -153,13 +154,16 @@ class Walk:
 
     def to_json(self) -> dict[str, Any]:
         """Levels from raw files to checkpoints."""
-        ordered = sorted(self.levels.values(), key=lambda level: level["depth"])
+        order = {name: place for place, name in enumerate(self.standing.order())}
+        for level in self.levels.values():
+            level["place"] = order.get(level["dataset"], level["depth"])
+        ordered = sorted(self.levels.values(), key=lambda level: level["place"])
         return {"levels": ordered, "edges": [list(e) for e in self.edges]}
 
 
-def lineage(root: Root, target: str) -> dict[str, Any]:
-    """What a row, raw file, dataset or checkpoint was made of, and what was made of it."""
-    done, key = find(root, target)
+def lineage(root: Root, target: str, near: str = "") -> dict[str, Any]:
+    """What a row, raw file, dataset or checkpoint was made of, and what was made of it; `near` is looked in first."""
+    done, key = find(root, target, near)
     about = {"dataset": done["dataset"], "version": done["snapshot"]["version"], "rows": done["snapshot"]["rows"]}
     back, forth = Walk(root), Walk(root)
     if key is None:
@@ -188,31 +192,43 @@ def _readers(walk: Walk, done: Mapping[str, Any], depth: int = 0) -> dict[str, A
     return walk.to_json()
 
 
-def find(root: Root, target: str) -> tuple[Mapping[str, Any], bytes | None]:
+def find(root: Root, target: str, near: str = "") -> tuple[Mapping[str, Any], bytes | None]:
     """The materialisation and key that a person names: a dataset, dataset@version, raw file, checkpoint or key."""
     standing = root.standing()
-    finder = Finder(standing)
     name, at, version = target.partition("@")
-    if at and version.isdigit() and name in standing.all:
+    if at and version.isdecimal() and name in standing.all:
         return standing.at(name, int(version)), None
     if target in standing.dones:
         return standing.done(target), None
+    if found := _by_key(root, target, near):
+        return found
     for done in standing.listings():
         rows = root.page(snapshot_of(done), ["key"], f"path = {literal(target)}", 1)
         if rows:
             return done, rows[0]["key"]
-    found = finder.rows_with_prefix(target)
+    if "step-" in target:
+        seen = Finder(standing).find(target)
+        return seen.done, seen.keys[0].as_py() if seen.keys is not None else None
+    datasets = ", ".join(standing.order()) or "nothing has been made yet"
+    raise UserError(f"{target[:80]!r} is nothing that {root.bucket.uri} knows: give a row's key, a raw file, a checkpoint or a dataset ({datasets})")  # fmt: skip  # noqa: E501
+
+
+def _by_key(root: Root, target: str, near: str) -> tuple[Mapping[str, Any], bytes] | None:
+    """A row by its key: by all of it in one dataset after the other, until it is found; by its beginning in all."""
+    standing = root.standing()
+    if len(target) == 32 and all(c in "0123456789abcdefABCDEF" for c in target):
+        older = [d for dones in standing.all.values() for d in reversed(dones)]
+        first = [standing.dones[near]] if near in standing.dones else []
+        key = bytes.fromhex(target)
+        for done in [*first, *standing.dones.values(), *older]:
+            if root.page(snapshot_of(done), ["key"], f"key = X'{key.hex()}'", 1):
+                return done, key
+        return None
+    found = Finder(standing).rows_with_prefix(target)
     if len(found) > 1:
         several = ", ".join(f"{k.hex()[:12]} ({d['dataset']})" for d, k in found[:4])
         raise UserError(f"{target[:40]!r} begins several keys ({several}): give more digits")
-    if found:
-        return found[0]
-    if "step-" in target:
-        seen = finder.find(target)
-        assert seen.keys is not None
-        return seen.done, seen.keys[0].as_py()
-    datasets = ", ".join(standing.order()) or "nothing has been made yet"
-    raise UserError(f"{target[:80]!r} is nothing that {root.bucket.uri} knows: give a row's key, a raw file, a checkpoint or a dataset ({datasets})")  # fmt: skip  # noqa: E501
+    return found[0] if found else None
 
 
 # --- rows as they are ------------------------------------------------------------------------------------------
@@ -242,9 +258,9 @@ def rows(root: Root, target: str, words: str, offset: int, limit: int) -> dict[s
     }
 
 
-def row(root: Root, target: str) -> dict[str, Any]:
+def row(root: Root, target: str, near: str = "") -> dict[str, Any]:
     """One row of any dataset, with every plain column."""
-    done, key = find(root, target)
+    done, key = find(root, target, near)
     if key is None:
         raise UserError(f"{target[:40]!r} is a dataset: give a row's key")
     snapshot = snapshot_of(done)

@@ -58,7 +58,9 @@ def frame(root: Root, snapshot: Snapshot, key: str, number: int, of: int, side: 
     if not (0 <= number < of <= 32 and 16 <= side <= MAX_SIDE):
         raise UserError(f"frame {number} of {of} at {side} pixels: give 0 to 31 of at most 32, 16 to {MAX_SIDE} pixels")
     name = (snapshot, key, of, side)
-    pictures: list[bytes] = _THUMBS.get(name, lambda: _frames(root, snapshot, key, of, side), lambda p: sum(map(len, p)))
+    pictures: list[bytes] = _THUMBS.get(
+        name, lambda: _frames(root, snapshot, key, of, side), lambda p: sum(map(len, p))
+    )
     return pictures[min(number, len(pictures) - 1)]
 
 

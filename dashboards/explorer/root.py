@@ -38,22 +38,33 @@ class Cache:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._held: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._making: dict[Any, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, name: Any, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
-        """The value of this name, made where it is not held; two who ask at once may both make it."""
+        """The value of this name, made where it is not held; who asks for it meanwhile waits for that one."""
         with self._lock:
-            if name in self._held:
-                self._held.move_to_end(name)
-                return self._held[name][0]
-        value = make()
+            making = self._making.setdefault(name, threading.Lock())
+        with making:
+            with self._lock:
+                if name in self._held:
+                    self._held.move_to_end(name)
+                    self._making.pop(name, None)
+                    return self._held[name][0]
+            try:
+                value = make()
+                self._keep(name, value, size(value))
+            finally:
+                with self._lock:
+                    self._making.pop(name, None)
+        return value
+
+    def _keep(self, name: Any, value: Any, num_bytes: int) -> None:
         with self._lock:
-            if name not in self._held:
-                self._held[name] = (value, size(value))
-                self.num_bytes += self._held[name][1]
+            self._held[name] = (value, num_bytes)
+            self.num_bytes += num_bytes
             while self.num_bytes > self.max_bytes and len(self._held) > 1:
                 self.num_bytes -= self._held.popitem(last=False)[1][1]
-        return value
 
 
 class Root:
@@ -122,7 +133,12 @@ class Root:
         return [f.name for f in self.open(snapshot).schema if isinstance(f.type, pa.ExtensionType)]
 
     def page(
-        self, snapshot: Snapshot, columns: Sequence[str], where: str | None = None, limit: int = MAX_PAGE, offset: int = 0
+        self,
+        snapshot: Snapshot,
+        columns: Sequence[str],
+        where: str | None = None,
+        limit: int = MAX_PAGE,
+        offset: int = 0,
     ) -> list[dict[str, Any]]:
         """A few rows in the order of the snapshot, of the columns that it has."""
         known = self.columns(snapshot)
@@ -165,7 +181,9 @@ class Root:
     def blob(self, snapshot: Snapshot, column: str, key: bytes) -> Any:
         """An open file of one row's blob: nothing is read yet. None where the row has none."""
         if column not in self.blobs(snapshot):
-            raise UserError(f"{column!r} is no blob of {snapshot.name}: it has {', '.join(self.blobs(snapshot)) or 'none'}")
+            raise UserError(
+                f"{column!r} is no blob of {snapshot.name}: it has {', '.join(self.blobs(snapshot)) or 'none'}"
+            )
         dataset = self.open(snapshot)
 
         def find() -> list[int]:

@@ -33,7 +33,12 @@ SAFE = {
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
 }
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 
 class Guard:
@@ -63,7 +68,9 @@ class Guard:
         host = request.headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if not self.any_host and name not in LOOPBACK:
-            return said(421, f"{host[:80]!r} is not this machine: open http://127.0.0.1 with the port that plait ui printed")
+            return said(
+                421, f"{host[:80]!r} is not this machine: open http://127.0.0.1 with the port that plait ui printed"
+            )
         return None
 
 
@@ -126,7 +133,9 @@ class Asked:
                 name, low, high = text.split(":")
                 found.append((name, float(low or "-inf"), float(high or "inf")))
             except ValueError:
-                raise UserError(f"range={text[:60]} is no range: write range=flow:0.1:2, an empty end is open") from None
+                raise UserError(
+                    f"range={text[:60]} is no range: write range=flow:0.1:2, an empty end is open"
+                ) from None
         return tuple(found)
 
 
@@ -171,9 +180,9 @@ VIEWS: dict[str, View] = {
     ),
     "/api/answers": _answers,
     "/api/answers/{key}": lambda root, a: evaluation.answer(root, a.path["key"]),
-    "/api/lineage/{target:path}": lambda root, a: lineage.lineage(root, a.path["target"]),
+    "/api/lineage/{target:path}": lambda root, a: lineage.lineage(root, a.path["target"], a.text("near")),
     "/api/rows/{target:path}": lambda root, a: lineage.rows(root, a.path["target"], a.text("words"), *a.page(50)),
-    "/api/row/{target:path}": lambda root, a: lineage.row(root, a.path["target"]),
+    "/api/row/{target:path}": lambda root, a: lineage.row(root, a.path["target"], a.text("near")),
 }
 
 
@@ -196,7 +205,13 @@ def application(root: Root, any_host: bool = False) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, any_host=any_host)],
-        exception_handlers={UserError: _wrong, PlaitError: _failed, OSError: _failed, ValueError: _failed, Exception: _bug},
+        exception_handlers={
+            UserError: _wrong,
+            PlaitError: _failed,
+            OSError: _failed,
+            ValueError: _failed,
+            Exception: _bug,
+        },
     )
 
 
@@ -264,7 +279,9 @@ def serve(root: Root, host: str, port: int, say: Callable[[str], None]) -> None:
     try:
         listening.bind((host, port))
     except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened at ({error.strerror}): give another --port, 0 for any") from None
+        raise UserError(
+            f"{host}:{port} cannot be listened at ({error.strerror}): give another --port, 0 for any"
+        ) from None
     shown = f"[{host}]" if ":" in host else host
     say(f"http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it; {root.bucket.uri}, read only)")
     config = uvicorn.Config(application(root, is_open), log_level="warning", access_log=False, lifespan="off")

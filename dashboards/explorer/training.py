@@ -87,7 +87,9 @@ def folder_of(root: Root, dataset: str, key: str) -> Folder:
     known = dataset in standing.all and len(key) == 32 and all(c in "0123456789abcdef" for c in key)
     folder = standing.ledger.folder(dataset, key)
     if not known or not folder.names():
-        raise UserError(f"{dataset}/{key[:40]} is no materialisation of {root.bucket.uri}: `plait status` names those that stand")
+        raise UserError(
+            f"{dataset}/{key[:40]} is no materialisation of {root.bucket.uri}: `plait status` names those that stand"
+        )
     return folder
 
 

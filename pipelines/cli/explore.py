@@ -15,4 +15,6 @@ def ui(overrides: Sequence[str], host: str, port: int) -> None:
 
     made = setup(overrides)
     edges = {name: made.graph.inputs_of(name) for name in made.graph.names}
-    serve(Root(made.root, overrides, edges), host, port, lambda text: show.err.print(text, markup=False, soft_wrap=True))
+    serve(
+        Root(made.root, overrides, edges), host, port, lambda text: show.err.print(text, markup=False, soft_wrap=True)
+    )

@@ -1,7 +1,7 @@
 // Lines over steps, as SVG: axes with round numbers, whiskers, and what stands under the pointer.
 import { figure, h, svg } from "./dom.js";
 
-const WIDTH = 400, HEIGHT = 190, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
+const NARROW = 400, HEIGHT = 190, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
 
 /** Round numbers between two ends. */
 export function ticks(low, high, wanted = 4) {
@@ -25,11 +25,12 @@ function ends(values) {
 /**
  * series: [{name, colour, points: [[x, y, extra]]}]; extra may have low, high, title, ring and fill.
  */
-export function lineChart({ title, series, dots = false }) {
+export function lineChart({ title, series, dots = false, big = false }) {
+  const WIDTH = big ? NARROW * 2.04 : NARROW;
   const all = series.flatMap((one) => one.points);
   const high = ends(all.flatMap(([, y, extra]) => [y, extra?.low, extra?.high]));
   const read = h("span.read", {}, "");
-  const frame = h("figure.chart", { css: { margin: 0 } }, h("div.title", {}, h("span", {}, title), read));
+  const frame = h("figure.chart", { class: big ? "big" : "", css: { margin: 0 } }, h("div.title", {}, h("span", {}, title), read));
   if (!high) return frame.append(h("p.faint", {}, "nothing measured")), frame;
   const xs = all.map(([x]) => x);
   const first = Math.min(...xs), last = Math.max(...xs);
@@ -43,7 +44,7 @@ export function lineChart({ title, series, dots = false }) {
   for (const value of ticks(first, last)) drawn.append(svg("text", { x: x(value), y: HEIGHT - 6, "text-anchor": value === last ? "end" : "middle" }, figure(value)));
   for (const one of series) drawn.append(...line(one, x, y, dots || one.points.length === 1));
   frame.append(drawn);
-  pointed(drawn, series, x, y, read, first, last);
+  pointed(drawn, series, WIDTH, x, read, first, last);
   return frame;
 }
 
@@ -59,7 +60,7 @@ function line(one, x, y, dots) {
   return made;
 }
 
-function pointed(drawn, series, x, y, read, first, last) {
+function pointed(drawn, series, WIDTH, x, read, first, last) {
   const cross = svg("line", { class: "cross", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   drawn.append(cross);
   drawn.addEventListener("pointermove", (event) => {
@@ -69,7 +70,7 @@ function pointed(drawn, series, x, y, read, first, last) {
     const near = series.map((one) => one.points.reduce((best, p) => (Math.abs(p[0] - wanted) < Math.abs(best[0] - wanted) ? p : best), one.points[0] ?? [0, NaN]));
     const step = near.reduce((best, p) => (Math.abs(p[0] - wanted) < Math.abs(best - wanted) ? p[0] : best), near[0][0]);
     cross.setAttribute("x1", x(step)); cross.setAttribute("x2", x(step)); cross.setAttribute("visibility", "visible");
-    read.replaceChildren(`${figure(step)}: `, ...near.flatMap((p, i) => (p[0] === step && Number.isFinite(p[1]) ? [h("span", { css: { color: series[i].colour } }, `${series.length > 1 ? "" : ""}${figure(p[1])} `)] : [])));
+    read.replaceChildren(`${figure(step)}: `, ...near.flatMap((p, i) => (p[0] === step && Number.isFinite(p[1]) ? [h("span", { css: { color: series[i].colour } }, `${figure(p[1])} `)] : [])));
   });
   drawn.addEventListener("pointerleave", () => { cross.setAttribute("visibility", "hidden"); read.replaceChildren(); });
 }

@@ -58,7 +58,7 @@ function thumb(row, name) {
   const value = row.scores[name] ?? row[name];
   const film = row.source_kind === "video";
   return h("a.thumb", { href: link(["clips", row.key]) },
-    h("div.still", {}, h("img", { src: `/frame/clips/${row.key}?side=160`, alt: row.caption ?? row.label, loading: "lazy" }), film ? h("span.badge", {}, `${figure(row.num_frames / (row.fps || 1))} s`) : null),
+    h("div.still", {}, h("img", { src: `/frame/clips/${row.key}?side=160`, alt: row.caption ?? row.label, loading: "lazy" }), film ? h("span.badge", {}, `${(row.num_frames / (row.fps || 1)).toFixed(1)} s`) : null),
     h("div.about", {}, h("div.two", { title: row.caption }, row.caption ?? h("span.faint", {}, "no caption")),
       h("div.num", {}, name ? `${name} ${figure(value)}` : ""), h("div", { class: row.fate === "kept" ? "good" : "warn", title: row.fate }, row.fate), h("div.faint", { title: row.label }, row.label)));
 }
@@ -83,5 +83,5 @@ async function one(place, key, signal) {
         clip.clauses.length ? [h("h2", {}, "Select"), table([["clause", (c) => c.name], ["over the scores", (c) => h("code", {}, c.sql)], ["", (c) => c.passes === null || c.passes === undefined ? "no score" : h("span", { class: c.passes ? "good" : "bad" }, c.passes ? "passes" : "fails")]], clip.clauses)] : null,
         h("h2", {}, "Row"), facts(Object.entries(row).filter(([name]) => name !== "label").map(([name, value]) => [name, typeof value === "string" && /T\d\d:/.test(value) ? when(value) : figure(value)])))),
     h("h2", {}, "From the raw file to checkpoints"), tree);
-  await part(tree, async () => levels(await ask(`/api/lineage/${key}`, null, signal)));
+  await part(tree, async () => levels(await ask(`/api/lineage/${key}`, { near: "clips" }, signal)));
 }

@@ -58,7 +58,7 @@ export function link(parts, query) {
 
 export const count = (value) => (value === null || value === undefined ? "" : Number(value).toLocaleString("en-GB"));
 export const short = (text) => (text ?? "").slice(0, 8);
-export const percent = (part, all) => (all ? `${((100 * part) / all).toFixed(part && part < all / 100 ? 1 : 0)} %` : "");
+export const percent = (part, all) => (!all ? "" : part && part < all / 1000 ? "<0.1 %" : `${((100 * part) / all).toFixed(part && part < all / 100 ? 1 : 0)} %`);
 
 /** A number with four digits that say something. */
 export function figure(value) {

@@ -1,7 +1,7 @@
 // The graph: inputs to the left, a box a stage, and the funnel below. Live.
 import { ask, count, facts, h, link, percent, put, say, seconds, short, svg, table, when } from "./dom.js";
 
-const TALL = 74, GAP_Y = 14, MIN_COLUMN = 134, MAX_COLUMN = 208, GAP_X = 26;
+const TALL = 74, GAP_Y = 14, MIN_COLUMN = 134, MAX_COLUMN = 208, GAP_X = 24;
 const PARTS = ["kept", "empty", "filtered", "quarantined"];
 
 export async function view(place, _path, query, signal) {
@@ -53,15 +53,17 @@ export function placed(stages) {
   const groups = new Map();
   for (const stage of stages) groups.set(root(stage.name), [...(groups.get(root(stage.name)) ?? []), stage]);
   const found = new Map();
+  const ordered = [];
   let top = 0;
   for (const members of [...groups.values()].sort((a, b) => b.length - a.length)) {
     const columns = [];
+    ordered.push(...members);
     for (const stage of members) (columns[depth.get(stage.name)] ??= []).push(stage.name);
     const tallest = Math.max(...columns.map((names) => names?.length ?? 0));
     columns.forEach((names, column) => names.forEach((name, i) => found.set(name, { column, y: top + i + (tallest - names.length) / 2 })));
     top += tallest + 0.35;
   }
-  return { found, columns: Math.max(...depth.values()) + 1, tall: top - 0.35 };
+  return { found, columns: Math.max(...depth.values()) + 1, tall: top - 0.35, ordered };
 }
 
 function boxes(stages, chosen, width) {
@@ -73,7 +75,7 @@ function boxes(stages, chosen, width) {
     const from = at(given.name), to = at(stage.name);
     const [x1, y1, x2, y2] = [from.x + wide - GAP_X, from.y + TALL / 2, to.x, to.y + TALL / 2];
     const bend = Math.max(GAP_X * 0.7, (x2 - x1) * 0.35);
-    lines.append(svg("path", { class: `${given.role} ${chosen && (given.name === chosen || stage.name === chosen) ? "lit" : ""}`, d: `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}` }));
+    lines.append(svg("path", { class: `${given.role} ${found.get(stage.name).column - found.get(given.name).column > 1 ? "long" : ""} ${chosen && (given.name === chosen || stage.name === chosen) ? "lit" : ""}`, d: `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}` }));
   }
   const made = stages.map((stage) => box(stage, at(stage.name), wide - GAP_X, stage.name === chosen));
   return h("div.graph", { css: { height: `${tall * (TALL + GAP_Y) + 8}px` }, role: "group", "aria-label": "Stages, inputs to the left" }, lines, made);
@@ -81,7 +83,7 @@ function boxes(stages, chosen, width) {
 
 function box(stage, { x, y }, width, isChosen) {
   const unmade = stage.rows === undefined;
-  const states = { class: `${stage.state} ${unmade ? "unmade" : ""}`, href: link([], { stage: isChosen ? "" : stage.name }), "data-stage": stage.name, "aria-current": isChosen ? "true" : null, title: `${stage.name}: ${stage.state}`, css: { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${TALL}px` } };
+  const states = { class: `${stage.state.replace(" ", "-")} ${unmade ? "unmade" : ""}`, href: link([], { stage: isChosen ? "" : stage.name }), "data-stage": stage.name, "aria-current": isChosen ? "true" : null, title: `${stage.name}: ${stage.state}`, css: { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${TALL}px` } };
   const body = [h("div.name", {}, h("span.dot", {}), h("span", {}, stage.name))];
   if (stage.progress) body.push(working(stage.progress));
   if (!unmade) body.push(h("div.count", {}, h("span", {}, count(stage.rows)), h("span.soft", {}, left(stage))));
@@ -129,7 +131,7 @@ function about(stage) {
 const toRunOf = (stage) => h("a", { href: link(["runs", stage.run_id]) }, "run");
 
 function funnel(stages) {
-  const made = stages.filter((stage) => stage.rows !== undefined);
+  const made = placed(stages).ordered.filter((stage) => stage.rows !== undefined);
   return table([
     ["stage", (s) => h("a", { href: link([], { stage: s.name }) }, s.name)],
     ["state", (s) => h("span.pill", { class: s.state }, h("span.dot", {}), s.state)],

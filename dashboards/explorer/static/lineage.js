@@ -15,7 +15,7 @@ export async function view(place, path, _query, signal) {
   try {
     const address = target.split("/").map(encodeURIComponent).join("/");
     const found = await ask(`/api/lineage/${address}`, null, signal);
-    const row = found.key ? await ask(`/api/row/${found.key}`, null, signal) : null;
+    const row = found.key ? await ask(`/api/row/${found.key}`, { near: found.dataset }, signal) : null;
     put(below, h("p", {}, h("strong", {}, found.label ?? found.target), " ", h("a", { href: link(["rows", `${found.dataset}@${found.version}`]) }, `${found.dataset}@${found.version}`), h("span.soft", {}, ` (${count(found.rows)} rows)`), found.key ? [" ", h("code", {}, found.key)] : null, found.dataset === "clips" && found.key ? [" ", h("a", { href: link(["clips", found.key]) }, "see the clip")] : null, found.dataset === "packs" && found.key ? [" ", h("a", { href: link(["packs", found.key]) }, "see the pack")] : null, found.dataset === "generations" && found.key ? [" ", h("a", { href: link(["answers", found.key]) }, "see the answer")] : null),
       ...levels(found), row ? h("section", {}, h("h2", {}, "The row"), facts(Object.entries(row.columns).map(([name, value]) => [name, typeof value === "object" && value !== null ? h("code", {}, JSON.stringify(value)) : typeof value === "number" ? figure(value) : value === null ? null : String(value)]))) : "");
   } catch (error) {
@@ -37,7 +37,7 @@ export function levels(found) {
       before.whole ||= level.whole;
     }
   }
-  const ordered = [...all.values()].sort((a, b) => a.depth - b.depth);
+  const ordered = [...all.values()].sort((a, b) => a.place - b.place);
   const lines = svg("svg", { "aria-hidden": "true" });
   const nodes = new Map();
   const columns = ordered.map((level) => column(level, found, nodes));
@@ -47,13 +47,16 @@ export function levels(found) {
   return [area];
 }
 
+/** The end of a path: the beginning is what neighbours share. */
+const tail = (label) => (label ?? "").split("/").pop();
+
 function column(level, found, nodes) {
   const items = level.rows.map((row) => {
-    const item = h("a.item", { class: row.key === found.key ? "here" : "", href: link(["lineage", row.key]), title: `${row.path ?? row.label ?? ""}\n${row.key}` }, row.step !== undefined ? `step ${row.step}` : row.path ?? row.label ?? row.key.slice(0, 12));
+    const item = h("a.item", { class: row.key === found.key ? "here" : "", href: link(["lineage", row.key]), title: `${row.path ?? row.label ?? ""}\n${row.key}` }, row.step !== undefined ? `step ${row.step}` : tail(row.path ?? row.label) || row.key.slice(0, 12));
     nodes.set(row.key, item);
     return item;
   });
-  const whole = level.whole ? h("div.item.whole", { class: found.key === null && level.depth === 0 ? "here" : "" }, `all ${count(level.snapshot_rows)} rows`) : null;
+  const whole = level.whole && !items.length ? h("div.item.whole", { class: found.key === null && level.depth === 0 ? "here" : "" }, level.snapshot_rows === 1 ? "its only row" : `all ${count(level.snapshot_rows)} rows`) : null;
   if (whole) nodes.set(level.name, whole);
   else if (items.length) nodes.set(level.name, items[0]);
   const more = level.total > items.length ? h("div.faint", {}, `and ${count(level.total - items.length)} more`) : null;

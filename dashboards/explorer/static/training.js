@@ -46,7 +46,7 @@ function charts(curve) {
   const losses = names.filter((name) => name === "loss" || name.startsWith("loss/"));
   const rates = names.filter((name) => name.startsWith("tokens_per_s/"));
   const made = [];
-  if (losses.length) made.push(withKey({ title: "loss by modality", series: losses.map((name, i) => series(name, i, name.replace("loss/", ""))) }));
+  if (losses.length) made.push(withKey({ title: "loss by modality", big: losses.length > 1, series: losses.map((name, i) => series(name, i, name.replace("loss/", ""))) }));
   if (rates.length) made.push(withKey({ title: "tokens a second by modality", series: rates.map((name, i) => series(name, i + 1, name.replace("tokens_per_s/", ""))) }));
   const others = names.filter((name) => !losses.includes(name) && !rates.includes(name) && name !== "tokens_seen");
   others.sort((a, b) => (BESIDE.indexOf(a) + 99) % 99 - ((BESIDE.indexOf(b) + 99) % 99));
