@@ -240,12 +240,12 @@ class Clips:
             bins, part = (np.histogram(values[m].clip(low, high), BINS, (low, high))[0].tolist() for m in (known, kept))
             return {"name": name, "bins": bins, "kept": part, "nulls": int((~known).sum()), "low": low, "high": high}
 
-        judging = self.judging["key"] if self.judging else ""
+        judging = (self.judging["key"], self.judging["rest"]) if self.judging else None
         name_of = ("histogram", self.clips, self.judge, judging, name)
         return self.root.cache.get(name_of, count, lambda _: 2000)
 
     def one(self, key: str) -> dict[str, Any]:
-        """All that is known of a clip: its row, scores, verdicts of the clauses, captions, what its readers made of it."""
+        """All that is known of a clip: row, scores, verdicts of the clauses, captions, what its readers made of it."""
         name = key_of(key)
         plain = [n for n in self.root.columns(self.clips) if n not in ("key", "parents")]
         rows = self.root.page(self.clips, plain, f"key = X'{name.hex()}'", 1)

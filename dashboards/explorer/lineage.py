@@ -77,7 +77,7 @@ class Walk:
             for row in rows:
                 for parent in row["parents"]:
                     self.edges |= {(one, row["key"].hex()): None for one in by_unit.get(parent, [])}
-            new = set(self.add(before, found, len(found), depth - 1))
+            new = set(self.add(before, found, len(found), depth - 1)) if found else set[bytes]()
             if new:
                 self.up(before, [row for row in found if row["key"] in new], depth - 1)
 
@@ -99,31 +99,27 @@ class Walk:
         """What was made of these rows, in what stands."""
         for reader in self.standing.dones.values():
             given = reader["inputs"].get(done["dataset"])
-            if given is None or given["role"] in ("select", "parent") or not rows:
+            if given is None or given["role"] in ("select", "parent"):
                 continue
-            if self.standing.of_input(given) is None:
-                continue
-            snapshot = snapshot_of(reader)
-            makes_checkpoints = "manifest" in self.root.columns(snapshot)
-            if makes_checkpoints or given["role"] == "side":
+            if given["role"] == "side" or "manifest" in self.root.columns(snapshot_of(reader)):
                 self._reach(reader, given, rows, depth)
                 continue
-            units = [row[given["unit"]] for row in rows if row.get(given["unit"]) is not None][:WALKED]
-            if not units:
-                continue
-            where = has_parent(units)
-            found = self._rows(reader, where)
-            if not found:
-                continue
-            wanted = {row[given["unit"]]: row["key"].hex() for row in rows}
-            for row in found:
-                for parent in row["parents"]:
-                    if parent in wanted:
-                        self.edges[(wanted[parent], row["key"].hex())] = None
-            total = self.root.count(snapshot, where) if len(found) >= WALKED else len(found)
-            new = set(self.add(reader, found, total, depth + 1))
-            if new:
-                self.down(reader, [row for row in found if row["key"] in new], depth + 1)
+            units = {row[given["unit"]]: row["key"].hex() for row in rows if row.get(given["unit"]) is not None}
+            if units:
+                self._children(reader, units, depth)
+
+    def _children(self, reader: Mapping[str, Any], units: Mapping[bytes, str], depth: int) -> None:
+        """Rows of a reader that were made of these units, and what was made of those."""
+        where = has_parent(list(units)[:WALKED])
+        found = self._rows(reader, where)
+        if not found:
+            return
+        for row in found:
+            self.edges |= {(units[parent], row["key"].hex()): None for parent in row["parents"] if parent in units}
+        total = self.root.count(snapshot_of(reader), where) if len(found) >= WALKED else len(found)
+        new = set(self.add(reader, found, total, depth + 1))
+        if new:
+            self.down(reader, [row for row in found if row["key"] in new], depth + 1)
 
     def _reach(self, reader: Mapping[str, Any], given: Any, rows: Sequence[Mapping[str, Any]], depth: int) -> None:
         """A job read a whole snapshot: what it made was made of these rows too, if the snapshot holds one of them."""

@@ -48,6 +48,7 @@ class Guard:
         self.app, self.any_host = app, any_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -278,6 +279,7 @@ def serve(root: Root, host: str, port: int, say: Callable[[str], None]) -> None:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()
     except OSError as error:
         raise UserError(
             f"{host}:{port} cannot be listened at ({error.strerror}): give another --port, 0 for any"
