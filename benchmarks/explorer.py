@@ -230,9 +230,8 @@ def measure(folder: Path, num_rows: int, runs: int) -> dict[str, tuple[float, fl
         beside = f"first {1e3 * first[name]:.0f} ms, Lance {statistics.median(in_ms['lance']):.1f} ms"
         print(f"{row(name, in_ms['explorer'], 'ms', in_ms['lance'])}  {beside}")
         found[name] = first[name], statistics.median(figures["explorer"]), statistics.median(figures["lance"])
-    print(
-        f"memory: {held / 2**20:,.0f} MiB more when all were asked once, {root.cache.num_bytes / 2**20:,.0f} of them columns"
-    )
+    columns = root.cache.num_bytes / 2**20
+    print(f"memory: {held / 2**20:,.0f} MiB more when all were asked once, {columns:,.0f} of them columns")
     return found
 
 

@@ -146,34 +146,41 @@ class Clips:
 
     # --- pages ---------------------------------------------------------------------------------------------
 
-    def _wanted(self, wish: Wish) -> np.ndarray:
-        """Places of the clips that pass."""
-        mask = np.ones(self.clips.rows, bool)
+    def _order(self, name: str, descending: bool) -> np.ndarray:
+        """All places by a number, unknown ones last: sorted once, 4 bytes a clip."""
+
+        def sort() -> np.ndarray:
+            return in_order(self.values(name), descending).astype(np.int32)
+
+        return self.root.cache.get(("order", self.clips, self.judge, name, descending), sort, lambda a: a.nbytes)
+
+    def _passing(self, wish: Wish) -> np.ndarray | None:
+        """Which clips pass; None: all."""
+        masks: list[np.ndarray] = []
         if wish.fate:
             codes, reasons = self.fates()
-            known = {**{r: i for i, r in enumerate(reasons)}, "left out": -1}
-            if wish.fate not in known:
+            if wish.fate not in ("left out", *reasons):
                 raise UserError(f"{wish.fate[:80]!r} is no fate of these clips: kept, left out, or a reason as listed")
-            mask &= codes > 0 if wish.fate == "left out" else codes == known[wish.fate]
+            masks.append(codes > 0 if wish.fate == "left out" else codes == reasons.index(wish.fate))
         if wish.kind:
-            mask &= self._kinds() == (wish.kind == "video")
+            masks.append(self._kinds() == (wish.kind == "video"))
         for name, low, high in wish.ranges:
             values = self.values(name)
-            mask &= (values >= low) & (values <= high)
+            masks.append((values >= low) & (values <= high))
         if wish.words.strip():
-            mask &= self._saying(wish.words)
-        return np.flatnonzero(mask)
+            masks.append(self._saying(wish.words))
+        return np.logical_and.reduce(masks) if masks else None
 
     def page(self, wish: Wish) -> dict[str, Any]:
         """A page of the clips that pass, with scores, fate and caption."""
         if not 0 < wish.limit <= MAX_PAGE or wish.offset < 0:
             raise UserError(f"a page has 1 to {MAX_PAGE} clips and begins at 0 or later")
-        places = self._wanted(wish)
-        total = len(places)
-        if wish.sort:
-            places = best(self.values(wish.sort)[places], places, wish.offset + wish.limit, wish.descending)
+        passing = self._passing(wish)
+        places = self._order(wish.sort, wish.descending) if wish.sort else np.arange(self.clips.rows, dtype=np.int32)
+        if passing is not None:
+            places = places[passing[places]]
         shown = places[wish.offset : wish.offset + wish.limit]
-        return {"total": total, "of": self.clips.rows, "offset": wish.offset, "rows": self._rows(shown)}
+        return {"total": len(places), "of": self.clips.rows, "offset": wish.offset, "rows": self._rows(shown)}
 
     def _rows(self, places: np.ndarray) -> list[dict[str, Any]]:
         columns = ("key", "label", "source_kind", "num_frames", "fps", "width", "height", "held_out")
@@ -287,17 +294,10 @@ class Clips:
             state, reason, rows = found[0]["state"], found[0]["reason"], 0
         else:
             rows = self.root.count(snapshot, of_it)
-            state, reason = (KEPT, None) if rows else ("not by row", None)  # a job stage: its rows name other parents
+            state, reason = (KEPT, None) if rows else ("read", "by a job, over the whole set")
         return {"stage": done["dataset"], "version": snapshot.version, "state": state, "reason": reason, "rows": rows}
 
 
-def best(values: np.ndarray, places: np.ndarray, count: int, descending: bool) -> np.ndarray:
-    """The first `count` places by value, then by place; unknown values last. Only what is shown is sorted."""
-    keyed = np.where(np.isfinite(values), -values if descending else values, np.inf)
-    if count < len(keyed):
-        last = np.partition(keyed, count - 1)[count - 1]
-        below = np.flatnonzero(keyed < last)
-        chosen = np.concatenate([below, np.flatnonzero(keyed == last)[: count - len(below)]])
-    else:
-        chosen = np.arange(len(keyed))
-    return places[chosen[np.lexsort((chosen, keyed[chosen]))]]
+def in_order(values: np.ndarray, descending: bool) -> np.ndarray:
+    """Places by value, then by place; unknown values last."""
+    return np.argsort(np.where(np.isfinite(values), -values if descending else values, np.inf), kind="stable")

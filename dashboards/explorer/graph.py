@@ -91,7 +91,7 @@ def _stage(
     if done:
         shown |= {n: done[n] for n in (*COUNTS, "computed", "kept", "seconds", "at", "run_id", "why", "key")}
         shown |= {"version": done["snapshot"]["version"], "rows": done["snapshot"]["rows"]}
-        shown["reasons"] = dict(list(done["reasons"].items())[:SHOWN_REASONS])
+        shown["reasons"] = dict(sorted(done["reasons"].items(), key=lambda item: -item[1])[:SHOWN_REASONS])
         shown["metrics"] = done["metrics"]
         shown["state"] = "fresh" if used.get("state") in ("fresh", "skipped") else "made"
         shown["state"] = "empty" if done["state"] == "empty" else shown["state"]

@@ -69,12 +69,12 @@ def _frames(root: Root, snapshot: Snapshot, key: str, of: int, side: int) -> lis
 
     name = key_of(key)
     columns = root.columns(snapshot)
-    rows = root.page(snapshot, ["source_kind", "num_frames", "asks"], f"key = X'{name.hex()}'", 1)
+    rows = root.at(snapshot, [root.place(snapshot, name)], ["key", "source_kind", "num_frames"])
     blob = root.blob(snapshot, "media", name)
     data = blob.read(blob.size()) if blob is not None else b""
     if not data:
         raise UserError(f"{key} has no media")
-    about = rows[0] if rows else {}
+    about = rows[0]
     is_video = kind_of(data[:16]).startswith("video/") or kind_of(data[:16]) == "image/gif"
     kind = about.get("source_kind") if "source_kind" in columns else "video" if is_video else "image"
     with DECODERS:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dashboards.explorer.clips import best
+from dashboards.explorer.clips import in_order
 from dashboards.explorer.root import MAX_PAGE, Root, key_literals, key_of
 from infra.ledger import snapshot_of
 from infra.types import Snapshot, UserError
@@ -30,8 +30,9 @@ def page(root: Root, sort: str, descending: bool, offset: int, limit: int) -> di
         raise UserError(f"{sort!r} is no order of packs: {', '.join(SORTS)}")
     if not 0 < limit <= MAX_PAGE or offset < 0:
         raise UserError(f"a page has 1 to {MAX_PAGE} packs and begins at 0 or later")
-    values = root.numbers(snapshot, sort)
-    places = best(values, np.arange(len(values)), offset + limit, descending)[offset : offset + limit]
+    name = ("order", snapshot, sort, descending)
+    order = root.cache.get(name, lambda: in_order(root.numbers(snapshot, sort), descending), lambda a: a.nbytes)
+    places = order[offset : offset + limit]
     rows = [_shown(row, MAX_PIECES) for row in root.at(snapshot, places.tolist(), COLUMNS)]
     flops = root.numbers(snapshot, "flops")
     tokens = root.numbers(snapshot, "num_tokens")

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.bucket import Bucket
+from infra.digests import key_words
 from infra.ledger import snapshot_of
 from infra.store import Store
 from infra.types import Snapshot, UserError
@@ -178,22 +179,20 @@ class Root:
         """Columns that `numbers` gives."""
         return [name for name, kind in self.columns(snapshot).items() if kind in NUMBERS]
 
+    def place(self, snapshot: Snapshot, key: bytes) -> int:
+        """Where a row lies in the order of its snapshot."""
+        words, wanted = key_words(self.keys(snapshot)), np.frombuffer(key, np.uint64)
+        found = np.flatnonzero((words[:, 0] == wanted[0]) & (words[:, 1] == wanted[1]))
+        if not len(found):
+            raise UserError(f"{key.hex()} is the key of no row of {snapshot.name}@{snapshot.version}")
+        return int(found[0])
+
     def blob(self, snapshot: Snapshot, column: str, key: bytes) -> Any:
         """An open file of one row's blob: nothing is read yet. None where the row has none."""
         if column not in self.blobs(snapshot):
-            raise UserError(
-                f"{column!r} is no blob of {snapshot.name}: it has {', '.join(self.blobs(snapshot)) or 'none'}"
-            )
-        dataset = self.open(snapshot)
-
-        def find() -> list[int]:
-            scan = dataset.scanner(columns=["key"], filter=f"key = X'{key.hex()}'", with_row_address=True)
-            return scan.to_table()["_rowaddr"].to_pylist()
-
-        found = self.cache.get((snapshot, "address", key), find, lambda _: 200)
-        if not found:
-            raise UserError(f"{key.hex()} is the key of no row of {snapshot.name}@{snapshot.version}")
-        return dataset.take_blobs(column, addresses=found)[0]
+            has = ", ".join(self.blobs(snapshot)) or "none"
+            raise UserError(f"{column!r} is no blob of {snapshot.name}: it has {has}")
+        return self.open(snapshot).take_blobs(column, indices=[self.place(snapshot, key)])[0]
 
     # --- names ---------------------------------------------------------------------------------------------
 

@@ -38,9 +38,8 @@ class Tab:
 
     def settled(self) -> Any:
         """Wait until the view has what it asked for."""
-        self.until(
-            "document.querySelector('main')?.innerText.trim() && !document.querySelector('main').innerText.includes('Reading ...')"
-        )
+        self.until("document.querySelector('main')?.innerText.trim().length > 0")
+        self.until("!document.querySelector('main').innerText.includes('Reading ...')")
         return self.page
 
     def until(self, expression: str) -> None:

@@ -27,13 +27,14 @@ VIEWS = {
 
 
 def small_png(data: bytes) -> bytes:
-    """The same picture in as many colours as fit the size that the repository allows."""
+    """The same picture; where it is too large for the repository, in fewer colours."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    for colours in (256, 128, 64, 32):
+    for colours in (None, 256, 128, 64, 32):
         sink = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(sink, "PNG", optimize=True)
+        shown = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
+        shown.save(sink, "PNG", optimize=True)
         if sink.tell() < MAX_BYTES:
             break
     return sink.getvalue()
@@ -51,8 +52,11 @@ def main(root: str, folder: Path) -> None:
             with tab(driver, served.url, dark=dark) as found:
                 for name, address in addresses.items() if not dark else [("dark", "training")]:
                     page = found.open(address)
-                    page.wait_for_load_state("networkidle")
-                    page.wait_for_timeout(1000)
+                    page.wait_for_timeout(300)
+                    found.until(
+                        "[...document.images].every((i) => i.complete || i.getBoundingClientRect().top > innerHeight)"
+                    )
+                    page.wait_for_timeout(700)
                     (folder / f"explorer-{name}.png").write_bytes(small_png(page.screenshot()))
                     print(f"{folder}/explorer-{name}.png  {found.troubles or ''}")
 

@@ -86,7 +86,7 @@ def test_clips_are_sorted_filtered_and_opened(browser):
 
 
 def test_a_film_plays_and_shows_its_frames(browser):
-    page = browser.open(f"clips/{CLIP[-1]}")
+    browser.open(f"clips/{CLIP[-1]}")
     browser.until("document.querySelector('video').currentTime > 0.1")
     browser.until("[...document.querySelectorAll('.frames img')].filter((i) => i.naturalWidth > 0).length == 8")
 
@@ -148,9 +148,9 @@ def test_scores_answers_and_their_verdicts(browser):
 def test_lineage_from_the_address_and_from_the_field(browser):
     page = browser.open(f"lineage/{CLIP[2]}")
     page.wait_for_selector(".levels path", state="attached")
-    page.fill("input[aria-label='What to trace']", "films/a.mp4")
+    page.fill("input[aria-label='What to trace']", "stills/03.png")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".levels .item.here:has-text('a.mp4')")
+    page.wait_for_selector(".levels .item.here:has-text('03.png')")
     page.click(".level:has-text('packs@') .item")
     page.wait_for_selector(".level:has-text('packs@') .item.here")
 

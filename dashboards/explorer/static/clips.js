@@ -78,7 +78,7 @@ async function one(place, key, signal) {
     h("div.split", {},
       h("div", {}, h("div.player", {}, player), frames,
         h("h2", {}, "Captions"), clip.captions.length ? clip.captions.map((said) => h("p", {}, said.text, " ", h("span.faint", {}, said.captioner))) : h("p.soft", {}, "None."),
-        h("h2", {}, "What became of it"), table([["stage", (f) => `${f.stage}@${f.version}`], ["", (f) => h("span", { class: f.state === "kept" ? "good" : f.state === "quarantined" ? "bad" : "warn" }, f.state)], ["why", (f) => f.reason ?? ""], ["rows", (f) => f.rows ? count(f.rows) : "", "r"]], clip.fates)),
+        h("h2", {}, "What became of it"), table([["stage", (f) => `${f.stage}@${f.version}`], ["", (f) => h("span", { class: { kept: "good", quarantined: "bad", read: "soft" }[f.state] ?? "warn" }, f.state)], ["why", (f) => f.reason ?? ""], ["rows", (f) => f.rows ? count(f.rows) : "", "r"]], clip.fates)),
       h("div", {}, h("section.card", {}, h("h2", { css: { "margin-top": 0 } }, "Scores"), facts(Object.entries(scores).map(([name, value]) => [name, value === null ? h("span.faint", {}, "not asked or unknown") : figure(value)]))),
         clip.clauses.length ? [h("h2", {}, "Select"), table([["clause", (c) => c.name], ["over the scores", (c) => h("code", {}, c.sql)], ["", (c) => c.passes === null || c.passes === undefined ? "no score" : h("span", { class: c.passes ? "good" : "bad" }, c.passes ? "passes" : "fails")]], clip.clauses)] : null,
         h("h2", {}, "Row"), facts(Object.entries(row).filter(([name]) => name !== "label").map(([name, value]) => [name, typeof value === "string" && /T\d\d:/.test(value) ? when(value) : figure(value)])))),

@@ -84,7 +84,7 @@ function boxes(stages, chosen, width) {
 function box(stage, { x, y }, width, isChosen) {
   const unmade = stage.rows === undefined;
   const states = { class: `${stage.state.replace(" ", "-")} ${unmade ? "unmade" : ""}`, href: link([], { stage: isChosen ? "" : stage.name }), "data-stage": stage.name, "aria-current": isChosen ? "true" : null, title: `${stage.name}: ${stage.state}`, css: { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${TALL}px` } };
-  const body = [h("div.name", {}, h("span.dot", {}), h("span", {}, stage.name))];
+  const body = [h("div.name", { class: stage.name.length > 12 ? "long" : "" }, h("span.dot", {}), h("span", {}, stage.name))];
   if (stage.progress) body.push(working(stage.progress));
   if (!unmade) body.push(h("div.count", {}, h("span", {}, count(stage.rows)), h("span.soft", {}, left(stage))));
   if (!unmade && !stage.progress) body.push(bar(stage));
@@ -113,7 +113,7 @@ function working(progress) {
 }
 
 function about(stage) {
-  const reasons = Object.entries(stage.reasons ?? {});
+  const reasons = Object.entries(stage.reasons ?? {}).sort((a, b) => b[1] - a[1]);
   const most = Math.max(1, ...reasons.map(([, units]) => units));
   const ways = stage.rows === undefined ? [] : [
     h("a", { href: link(["rows", stage.name]) }, "rows"), h("a", { href: link(["lineage", `${stage.dataset}@${stage.version}`]) }, "lineage"),

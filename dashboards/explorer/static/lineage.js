@@ -37,20 +37,37 @@ export function levels(found) {
       before.whole ||= level.whole;
     }
   }
-  const ordered = [...all.values()].sort((a, b) => a.place - b.place);
-  const lines = svg("svg", { "aria-hidden": "true" });
-  const nodes = new Map();
-  const columns = ordered.map((level) => column(level, found, nodes));
-  const area = h("div.levels", { tabindex: 0, role: "group", "aria-label": "From raw files to what was made" }, lines, columns);
   const edges = [...found.up.edges, ...found.down.edges];
+  const lines = svg("svg", { "aria-hidden": "true", width: 0, height: 0 });
+  const nodes = new Map();
+  const columns = inColumns([...all.values()].sort((a, b) => a.place - b.place), edges).map((column) => h("div.column", {}, column.map((level) => shown(level, found, nodes))));
+  const area = h("div.levels", { tabindex: 0, role: "group", "aria-label": "From raw files to what was made" }, lines, columns);
   requestAnimationFrame(() => join(area, lines, nodes, edges));
   return [area];
+}
+
+/** Levels by the longest way from the left-most one, so that lines run from left to right. */
+function inColumns(ordered, edges) {
+  const levelOf = new Map(ordered.flatMap((level) => [[level.name, level.name], ...level.rows.map((row) => [row.key, level.name])]));
+  const before = new Map(ordered.map((level) => [level.name, new Set()]));
+  for (const [from, to] of edges) if (levelOf.get(from) !== levelOf.get(to)) before.get(levelOf.get(to))?.add(levelOf.get(from));
+  const depth = new Map();
+  const deep = (name) => {
+    if (!depth.has(name)) {
+      depth.set(name, 0);
+      depth.set(name, Math.max(0, ...[...(before.get(name) ?? [])].map((one) => deep(one) + 1)));
+    }
+    return depth.get(name);
+  };
+  const columns = [];
+  for (const level of ordered) (columns[deep(level.name)] ??= []).push(level);
+  return columns;
 }
 
 /** The end of a path: the beginning is what neighbours share. */
 const tail = (label) => (label ?? "").split("/").pop();
 
-function column(level, found, nodes) {
+function shown(level, found, nodes) {
   const items = level.rows.map((row) => {
     const item = h("a.item", { class: row.key === found.key ? "here" : "", href: link(["lineage", row.key]), title: `${row.path ?? row.label ?? ""}\n${row.key}` }, row.step !== undefined ? `step ${row.step}` : tail(row.path ?? row.label) || row.key.slice(0, 12));
     nodes.set(row.key, item);
