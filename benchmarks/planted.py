@@ -73,6 +73,7 @@ class Planted:
         gone = left if isinstance(left, pa.Table) else rest.from_rows(left)
         folder = self.ledger.folder(name, key)
         tree = {"recipe": {"stage": stage.__name__, "revision": 1, "settings": dict(settings or {}), "sides": {}}}
+        tree["recipe"]["schema"] = [[field.name, str(field.type)] for field in stage.schema]
         tree["inputs"] = {n: self.dones[n]["snapshot"]["digest"] for n in inputs or {}}
         folder.put("key.json", {"tree": tree, "notes": {"code": "c0de" * 8, "select": dict(select or {})}})
         folder.put("claim.1", {"host": "planted", "pid": 1, "started": 0.0, "run_id": RUN_ID, "at": now_utc()})

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from dashboards.explorer.clips import in_order
 from dashboards.explorer.root import MAX_PAGE, Root, key_literals, key_of
 from infra.ledger import snapshot_of

@@ -22,20 +22,17 @@ def trainings(root: Root) -> dict[str, Any]:
     standing = root.standing()
     found: list[dict[str, Any]] = []
     for dataset in standing.all:
-        if not _trains(root, standing, dataset):
-            continue
         prefix = f"ledger/{dataset}"
-        keys = {name[len(prefix) + 1 :].partition("/")[0] for name in root.bucket.names(prefix)}
-        found += [_training(root, standing, standing.ledger.folder(dataset, key)) for key in keys]
+        keys = sorted({name[len(prefix) + 1 :].partition("/")[0] for name in root.bucket.names(prefix)})
+        if any(_trains(root, dataset, key) for key in keys[:1]):
+            found += [_training(root, standing, standing.ledger.folder(dataset, key)) for key in keys]
     return {"trainings": sorted(found, key=lambda t: (t["at"] or "", t["key"]), reverse=True)}
 
 
-def _trains(root: Root, standing: Standing, dataset: str) -> bool:
-    """Whether it holds checkpoints of something with weights, or is about to."""
-    if root.bucket.names(f"checkpoints/{dataset}"):
-        return True
-    dones = standing.all.get(dataset, [])
-    return bool(dones) and "manifest" in root.columns(snapshot_of(dones[-1]))
+def _trains(root: Root, dataset: str, key: str) -> bool:
+    """Whether its rows are checkpoints; also before there are any."""
+    recipe = (root.document(dataset, key, "key.json") or {}).get("tree", {}).get("recipe", {})
+    return any(column[0] == "manifest" for column in recipe.get("schema", []))
 
 
 def _training(root: Root, standing: Standing, folder: Folder) -> dict[str, Any]:
@@ -186,8 +183,8 @@ def _run_of(standing: Standing, folder: Folder) -> dict[str, Any] | None:
         return None
     try:
         record: Mapping[str, Any] = standing.ledger.run(run_id)
-    except FileNotFoundError:
-        record = {}
+    except FileNotFoundError:  # it goes on, or was killed
+        record = json.loads(folder.bucket.get(f"ledger/runs/{run_id}/started") or b"{}")
     return {"run_id": run_id, "command": record.get("command")}
 
 

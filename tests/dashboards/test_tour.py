@@ -197,6 +197,16 @@ def test_a_view_that_fails_leaves_the_page(browser):
     browser.troubles.clear()
 
 
+def test_what_was_published_meanwhile_is_offered(tmp_path, driver):
+    with explorer(LocalBucket(tmp_path / "later")) as served, tab(driver, served.url) as found:
+        page = found.open("clips")
+        assert "there are no clips" in found.text()
+        page.wait_for_timeout(500)
+        small.plant(tmp_path / "later")
+        page.click("button:has-text('Something new stands')")
+        page.wait_for_selector(".thumb")
+
+
 def test_a_bare_root_says_so_in_every_view(tmp_path, driver):
     with explorer(LocalBucket(tmp_path / "bare")) as served, tab(driver, served.url) as found:
         for name in (

@@ -28,6 +28,7 @@ const VIEWS = [
 const main = document.getElementById("main");
 let shown = null; // what stops the view that is shown
 let again = null; // what a live view does at each poll
+let seen = ""; // which versions stood when the view was drawn
 
 export function address() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
@@ -38,6 +39,8 @@ async function route() {
   shown?.abort();
   shown = new AbortController();
   again = null;
+  seen = "";
+  document.getElementById("fresh").hidden = true;
   const { signal } = shown;
   const { path, query } = address();
   const found = VIEWS.find(([name]) => name === (path[0] ?? ""));
@@ -69,6 +72,9 @@ async function poll() {
     going.hidden = !state.going.length;
     going.className = "pill going";
     going.replaceChildren(h("span.dot", {}), busy.length ? `running: ${busy.join(", ")}` : "a run goes on");
+    const stands = JSON.stringify(state.stages.map((stage) => [stage.name, stage.key]));
+    document.getElementById("fresh").hidden = again !== null || seen === "" || seen === stands;
+    seen ||= stands;
     await again?.(state);
   } catch (error) {
     if (error.name !== "AbortError") document.getElementById("root").textContent = error.message;
@@ -78,6 +84,7 @@ async function poll() {
 
 document.getElementById("nav").append(...VIEWS.map(([name, title]) => h("a", { href: name ? link([name]) : "#/", "data-view": name }, title)));
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+document.getElementById("fresh").addEventListener("click", route);
 addEventListener("hashchange", route);
 route();
 poll();

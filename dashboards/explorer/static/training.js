@@ -6,17 +6,26 @@ const BESIDE = ["lr", "grad_norm", "tokens_per_s", "tflops_per_rank", "mfu", "hf
 
 export async function view(place, path, _query, signal) {
   if (path.length === 2) return one(place, path[0], path[1], signal);
+  let live = await overview(place, signal);
+  let known = "";
+  return async (state) => {
+    const now = JSON.stringify(state.stages.map((stage) => [stage.name, stage.version, stage.state]));
+    if (known && known !== now) live = await overview(place, signal);
+    else await live?.();
+    known = now;
+  };
+}
+
+/** All trainings, and the one that one would want to see first: it gives what keeps that one fresh. */
+async function overview(place, signal) {
   const found = (await ask("/api/trainings", null, signal)).trainings;
-  const chosen = found.find((t) => t.dataset === "model" && t.state === "going on") ?? found.find((t) => t.dataset === "model" && t.has_curve) ?? found.find((t) => t.has_curve);
+  const chosen = found.find((t) => t.state === "going on") ?? found.find((t) => t.dataset === "model" && t.has_curve) ?? found.find((t) => t.has_curve);
   const below = h("div", {});
   put(place, h("h1", {}, "Training"), found.length ? list(found) : say("Nothing has been trained yet: `plait run` trains tokenizers and a model."), below);
-  if (chosen) {
-    const page = h("div", {});
-    below.append(h("h2", {}, `The last one: ${chosen.dataset} ${short(chosen.key)}`), page);
-    const live = await one(page, chosen.dataset, chosen.key, signal, true);
-    return live;
-  }
-  return null;
+  if (!chosen) return null;
+  const page = h("div", {});
+  below.append(h("h2", {}, `${chosen.state === "going on" ? "Going on" : "The last one"}: ${chosen.dataset} ${short(chosen.key)}`), page);
+  return one(page, chosen.dataset, chosen.key, signal, true);
 }
 
 const list = (found) => table([
