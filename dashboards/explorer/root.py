@@ -68,6 +68,31 @@ class Cache:
                 self.num_bytes -= self._held.popitem(last=False)[1][1]
 
 
+class Fresh:
+    """A value that is made again now and then: by one who asks, while the others are given the last one."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._value: Any = None
+        self._look_at = 0.0
+        self._lock = threading.Lock()
+
+    def get(self) -> Any:
+        """The value, at most a few seconds old; older where making it takes long."""
+        known = self._value is not None
+        if (known and time.monotonic() < self._look_at) or not self._lock.acquire(blocking=not known):
+            return self._value
+        try:
+            if time.monotonic() >= self._look_at:
+                began = time.monotonic()
+                self._value = self._make()
+                now = time.monotonic()
+                self._look_at = now + max(LOOK_S, PATIENCE * (now - began))
+        finally:
+            self._lock.release()
+        return self._value
+
+
 class Root:
     """One root. Every method may be called from several threads."""
 
@@ -78,9 +103,7 @@ class Root:
         """Inputs of each stage of the configured pipeline, for what was never made."""
         self.store = Store(bucket)
         self.cache = Cache(CACHE_BYTES)
-        self._lock = threading.Lock()
-        self._standing: Standing | None = None
-        self._look_at = 0.0
+        self._fresh: dict[str, Fresh] = {}
         self._documents: dict[str, dict[str, Any] | None] = {}
         self._datasets: dict[Snapshot, Any] = {}
 
@@ -88,13 +111,11 @@ class Root:
 
     def standing(self) -> Standing:
         """What stands; at most a few seconds old."""
-        with self._lock:
-            if self._standing is None or time.monotonic() >= self._look_at:
-                began = time.monotonic()
-                self._standing = Standing(self.bucket)
-                now = time.monotonic()
-                self._look_at = now + max(LOOK_S, PATIENCE * (now - began))
-            return self._standing
+        return self.fresh("standing", lambda: Standing(self.bucket))
+
+    def fresh(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is looked at again now and then, however many ask."""
+        return self._fresh.setdefault(name, Fresh(make)).get()
 
     def document(self, dataset: str, key: str, name: str) -> dict[str, Any] | None:
         """A write-once document of a materialisation's folder: read once."""

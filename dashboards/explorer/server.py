@@ -158,7 +158,7 @@ def _answers(root: Root, asked: Asked) -> Any:
 
 
 VIEWS: dict[str, View] = {
-    "/api/state": lambda root, _: graph.state(root),
+    "/api/state": lambda root, _: root.fresh("state", lambda: graph.state(root)),
     "/api/runs": lambda root, a: graph.runs(root, *a.page(50)),
     "/api/runs/{run}": lambda root, a: graph.run(root, a.path["run"]),
     "/api/clips": lambda root, a: Clips(root).page(_wish(a)),

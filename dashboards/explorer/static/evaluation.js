@@ -22,7 +22,8 @@ function overSteps(found, query) {
   const suite = query.get("suite") ?? "";
   const rows = found.rows.filter((row) => !suite || row.suite === suite);
   const trainings = [...new Set(found.rows.map((row) => row.training))];
-  const names = [...new Set(rows.map((row) => row.score))].sort();
+  const aside = (name) => /_chance$/.test(name); // what guessing would score: after the scores themselves
+  const names = [...new Set(rows.map((row) => row.score))].sort((a, b) => aside(a) - aside(b) || a.localeCompare(b));
   const gated = rows.filter((row) => row.outcome).reverse();
   const champion = found.rows.filter((row) => row.champion).at(-1);
   return [
