@@ -254,35 +254,30 @@ class Clips:
     def one(self, key: str) -> dict[str, Any]:
         """All that is known of a clip: row, scores, verdicts of the clauses, captions, what its readers made of it."""
         name = key_of(key)
+        place = np.array([self.root.place(self.clips, name)])
         plain = [n for n in self.root.columns(self.clips) if n not in ("key", "parents")]
-        rows = self.root.page(self.clips, plain, f"key = X'{name.hex()}'", 1)
-        if not rows:
-            raise UserError(f"{key} is the key of no clip of clips@{self.clips.version}: look for it in lineage")
         of_it = has_parent([name])
-        scores: dict[str, Any] = {}
-        verdicts: dict[str, bool] = {}
-        if self.judge:
-            kinds = self.root.columns(self.judge)
-            shown = [n for n, t in kinds.items() if t in (*NUMBERS, "string", "bool") and n not in ("label",)]
-            found = self.root.page(self.judge, shown, of_it, 1)
-            scores = found[0] if found else {}
-            verdicts = self._verdicts(of_it) if found else {}
+        kinds = self.root.columns(self.judge) if self.judge else {}
+        shown = ["key", *(n for n, t in kinds.items() if t in (*NUMBERS, "string", "bool") and n != "label")]
+        scores = self._first(self.judge, place, shown)[0]
+        verdicts = self._verdicts(scores.pop("key")) if scores else {}
         told = self.root.page(self.captions, ["key", "text", "captioner"], of_it, 50) if self.captions else []
         return {
             "key": key,
-            "row": rows[0],
+            "row": self.root.at(self.clips, place.tolist(), plain)[0],
             "scores": scores,
             "clauses": [{"name": n, "sql": c, "passes": verdicts.get(n)} for n, c in self.clauses().items()],
             "captions": [{**t, "key": t["key"].hex()} for t in told],
             "fates": [self._fate(done, name, of_it) for done in self.readers],
         }
 
-    def _verdicts(self, where: str) -> dict[str, bool]:
+    def _verdicts(self, key: bytes) -> dict[str, bool]:
+        """What each clause of the select says of a row of scores."""
         clauses = self.clauses()
         if not clauses or self.judge is None:
             return {}
         wanted = {name: f"coalesce(({clause}), false)" for name, clause in clauses.items()}
-        rows = self.root.open(self.judge).to_table(columns=wanted, filter=where, limit=1).to_pylist()
+        rows = self.root.open(self.judge).to_table(columns=wanted, filter=f"key = X'{key.hex()}'").to_pylist()
         return rows[0] if rows else {}
 
     def _fate(self, done: Mapping[str, Any], key: bytes, of_it: str) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_the_keyboard_reaches_every_view(browser):
 
 def test_a_view_that_fails_leaves_the_page(browser):
     page = browser.open(f"clips/{'0' * 32}")
-    assert "is the key of no clip" in page.locator("[role=alert]").inner_text()
+    assert "is the key of no row of clips@1" in page.locator("[role=alert]").inner_text()
     browser.open("nothing")
     assert "There is no view nothing" in browser.text()
     browser.troubles.clear()  # Chromium itself notes each 404

@@ -71,6 +71,11 @@ async function answer(place, key, signal) {
       h("section.card", {}, facts([["verdict", mark(row.verdict)], ["judge", row.verdict?.judge], ["suite", row.suite], ["task", row.task], ["step", count(row.step)], ["training", h("code", {}, short(row.training))], ["asks", row.asks], ["answer number", String(row.index)], ["about", row.about ? h("pre", {}, pretty(row.about)) : null]]), h("p", {}, h("a", { href: link(["lineage", key]) }, "Lineage of this answer")))));
 }
 
+/** JSON with a line for each name, and arrays of numbers in one. */
 function pretty(text) {
-  try { return JSON.stringify(JSON.parse(text), null, 1); } catch { return text; }
+  try {
+    return JSON.stringify(JSON.parse(text), null, 1).replace(/\[\s+([-\d.,\s]+?)\s+\]/g, (_, numbers) => `[${numbers.split(/,\s*/).join(", ")}]`);
+  } catch {
+    return text;
+  }
 }
