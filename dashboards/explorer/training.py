@@ -195,7 +195,7 @@ def tokenizers(root: Root) -> dict[str, Any]:
         snapshot = [d for d in root.standing().all.get(one["dataset"], []) if d["key"] == one["key"]]
         columns = ("step", "kind", "codebook_size", "psnr", "ssim", "perplexity", "usage", "size")
         one["rows"] = root.page(snapshot_of(snapshot[-1]), columns) if snapshot else []
-    return {"tokenizers": found}
+    return {"tokenizers": sorted(found, key=lambda one: not one["pictures"])}  # what can be looked at comes first
 
 
 def picture(root: Root, dataset: str, key: str, name: str) -> bytes:

@@ -14,7 +14,7 @@ from tests.dashboards.served import explorer
 MAX_BYTES = 150_000
 VIEWS = {
     "graph": "?stage=captions",
-    "clips": "clips?sort=text_area&order=down",
+    "clips": "clips?sort=quality&order=down",
     "clip": "",
     "quarantine": "quarantine",
     "packs": "packs",
@@ -33,7 +33,7 @@ def small_png(data: bytes) -> bytes:
     image = Image.open(io.BytesIO(data)).convert("RGB")
     for colours in (None, 256, 128, 64, 32):
         sink = io.BytesIO()
-        shown = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
+        shown = image.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) if colours else image
         shown.save(sink, "PNG", optimize=True)
         if sink.tell() < MAX_BYTES:
             break
