@@ -20,6 +20,7 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray start
 import lance
 import numpy as np
 import pyarrow as pa
+from lance.dataset import ColumnOrdering
 from lance.fragment import write_fragments
 
 from infra import requests
@@ -81,6 +82,11 @@ def table_of(
         values = [row[field.name] for row in rows]
         columns.append(lance.blob_array(values) if is_blob(field) else pa.array(values, field.type))
     return pa.table(columns, schema=full_schema(own))
+
+
+def ordering(column: str, descending: bool) -> Any:
+    """An order of rows for a scan: nulls last."""
+    return ColumnOrdering(column, ascending=not descending, nulls_first=False)
 
 
 def values_of(column: pa.ChunkedArray) -> list[Any]:

@@ -115,3 +115,13 @@ def test_checkpoints_are_measured_on_trainings_that_do_the_same_work(tmp_path, c
         assert all(save.held_s > 0 and save.written > save.began for save in run.saves) and run.save_bytes > 0
     checkpoints.report(plan, 1, [ways])
     assert capsys.readouterr().out.count("held, each") == 3
+
+
+def test_every_endpoint_of_the_explorer_is_measured_beside_lance(tmp_path, capsys):
+    from benchmarks import explorer
+
+    explorer.plant(tmp_path / "root", 600)
+    found = explorer.measure(tmp_path / "root", 600, runs=1)
+    assert {"clips by a score", "one clip", "lineage of a raw file"} <= set(found)
+    assert min(figure for figures in found.values() for figure in figures) > 0
+    assert "MiB more" in capsys.readouterr().out

@@ -130,7 +130,7 @@ def test_phases_of_the_model_that_the_packs_will_not_have_are_refused_before_any
 
 
 def test_a_dataset_has_one_meaning_whatever_pipelines_share_a_root():
-    """`plait run --only captions` reads what stands: an evaluation in between must not have put something else there."""
+    """`plait run --only captions` reads what stands: an evaluation must not have put something else there."""
     made = [node.stage for pipeline in ("demo", "curate", "evaluate") for node in setup([f"pipeline={pipeline}"]).graph]
     names = {stage.writes: type(stage) for stage in made}
     assert [stage.writes for stage in made if names[stage.writes] is not type(stage)] == []

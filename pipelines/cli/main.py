@@ -16,8 +16,8 @@ from infra.types import PlaitError, UserError
 from pipelines.ask import DEFAULT_LAG
 from pipelines.cli import compare as comparison
 from pipelines.cli import evaluate as evaluation
+from pipelines.cli import explore, going, health, look, work
 from pipelines.cli import export as out
-from pipelines.cli import going, health, look, work
 from pipelines.cli import sample as drawn
 
 app = typer.Typer(
@@ -231,6 +231,18 @@ def doctor(
 ) -> None:
     """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
     health.doctor([*(overrides or []), *work.at(address)], storage, json)
+
+
+@app.command()
+def ui(
+    overrides: Overrides = None,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; another address lets others read everything.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8420,
+) -> None:
+    """Open the explorer in a browser: the graph, clips, packs, trainings, evaluations. Reads only."""
+    explore.ui(overrides or [], host, port)
 
 
 @app.command()

@@ -23,8 +23,8 @@ PIPELINES = {
 }
 _HEAD = """# Reference
 
-Made of the code by `make reference`; a test fails where it is behind. Settings are given as `STAGE.NAME=VALUE`, and all of
-them are in the stage's key; how work is placed (`cluster.stages.STAGE.workers`, CPUs, GPUs, shards) is not.
+Made of the code by `make reference`; a test fails where it is behind. Settings are given as `STAGE.NAME=VALUE`, and
+all of them are in the stage's key; how work is placed (`cluster.stages.STAGE.workers`, CPUs, GPUs, shards) is not.
 """
 
 

@@ -140,7 +140,7 @@ class _Walk:
 
     def __init__(
         self,
-        stage: Scores,
+        stage: Marks,
         judged: Mapping[tuple[str, str], Sequence[Judged]],
         wanted: Mapping[tuple[str, str], int],
         asked: Mapping[tuple[str, str], str],
