@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from infra.bucket import Bucket
 from infra.commits import publish_full
 from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger, dumps
@@ -47,8 +48,8 @@ def key_of(dataset: str, inputs: Iterable[str]) -> str:
 class Planted:
     """A root that is written dataset by dataset, inputs first."""
 
-    def __init__(self, folder: Path) -> None:
-        self.bucket = LocalBucket(folder)
+    def __init__(self, place: Path | Bucket) -> None:
+        self.bucket = place if isinstance(place, Bucket) else LocalBucket(place)
         self.store, self.ledger = Store(self.bucket), Ledger(self.bucket)
         self.dones: dict[str, dict[str, Any]] = {}
 

@@ -28,6 +28,8 @@ LOOK_S = 2.0
 PATIENCE = 10.0
 """Between two looks at least so many times what one took."""
 CACHE_BYTES = 512 << 20
+OPEN_BYTES = 1 << 20
+"""What an opened dataset counts for among them: the versions of long ago are closed."""
 MAX_PAGE = 200
 NUMBERS = ("double", "float", "int64", "int32", "int16", "int8")
 
@@ -105,7 +107,6 @@ class Root:
         self.cache = Cache(CACHE_BYTES)
         self._fresh: dict[str, Fresh] = {}
         self._documents: dict[str, dict[str, Any] | None] = {}
-        self._datasets: dict[Snapshot, Any] = {}
 
     # --- the ledger ----------------------------------------------------------------------------------------
 
@@ -142,9 +143,7 @@ class Root:
 
     def open(self, snapshot: Snapshot) -> Any:
         """The Lance dataset at exactly this version, opened once."""
-        if snapshot not in self._datasets:
-            self._datasets[snapshot] = self.store.open(snapshot)
-        return self._datasets[snapshot]
+        return self.cache.get(("open", snapshot), lambda: self.store.open(snapshot), lambda _: OPEN_BYTES)
 
     def columns(self, snapshot: Snapshot) -> dict[str, str]:
         """Name to type of the columns that are no blobs."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from benchmarks.planted import Planted, key_of, keys_of, only_parents
+from infra.bucket import Bucket
 from infra.checkpoints import CheckpointFolder
 from infra.ledger import dumps, me
 from infra.types import now_utc
@@ -60,14 +62,21 @@ def film(num_frames: int = 12) -> bytes:
     return sink.getvalue()
 
 
-def plant(folder: Path) -> Planted:
+def plant(place: Path | Bucket) -> Planted:
     """All of it."""
-    root = Planted(folder)
+    root = Planted(place)
     _curate(root)
     _train(root)
     _evaluate(root)
     root.end_run(
-        ["run", f"root={folder}", "tracking=none", f"captions.endpoint=http://u:{SECRET}@host/v1", "--limit", "9"]
+        [
+            "run",
+            f"root={root.bucket.uri}",
+            "tracking=none",
+            f"captions.endpoint=http://u:{SECRET}@host/v1",
+            "--limit",
+            "9",
+        ]
     )
     return root
 
@@ -139,10 +148,10 @@ def _train(root: Planted) -> None:
 
 def _checkpoint(root: Planted, dataset: str, key: str, step: int) -> dict[str, list[str]]:
     """A published checkpoint; the columns that name it."""
-    folder = root.bucket.folder.parent / f"weights-{dataset}-{step}"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(f"{dataset} {step}".encode())
-    one = CheckpointFolder(root.bucket, f"checkpoints/{dataset}/{key}.1").save(step, folder, {"loss": 1.0 / step})
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model.safetensors").write_bytes(f"{dataset} {step}".encode())
+        folder_there = CheckpointFolder(root.bucket, f"checkpoints/{dataset}/{key}.1")
+        one = folder_there.save(step, Path(folder), {"loss": 1.0 / step})
     return {n: [getattr(one, n)] for n in ("manifest", "manifest_sha256", "files_sha256")}
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.planted import RUN_ID, keys_of
 from dashboards.explorer.server import VIEWS
+from infra.bucket import open_bucket
 from infra.folder_bucket import LocalBucket
 from tests.conftest import REPO
 from tests.dashboards import small_root as small
@@ -393,6 +394,19 @@ def test_what_a_run_publishes_is_seen_without_a_new_start(folder, tmp_path):
             assert time.monotonic() < end
             time.sleep(0.2)
         assert served.json("/api/clips")["total"] == small.NUM_CLIPS
+
+
+def test_a_root_on_s3_is_read_the_same(s3_endpoint, folder):
+    bucket = open_bucket("s3://plait/explorer", s3_endpoint)
+    small.plant(bucket)
+    where = ["storage=s3", "storage.root=s3://plait/explorer"]
+    with explorer(bucket, where) as served, explorer(LocalBucket(folder)) as local:
+        for path in ("/api/clips?sort=quality&order=down", "/api/clips?words=red&fate=kept", f"/api/clips/{CLIP[2]}"):
+            assert served.json(path) == local.json(path)
+        assert served.get(f"/media/clips/{FILM}", range="bytes=10-19").body == small.film()[10:20]
+        assert served.json(f"/api/lineage/{CLIP[2]}")["down"] == local.json(f"/api/lineage/{CLIP[2]}")["down"]
+        command = served.json("/api/quarantine")["faults"][0]["command"]
+        assert all(one in command for one in where) and " root=" not in command
 
 
 def start(*arguments: str) -> tuple[subprocess.Popen, str]:
