@@ -158,8 +158,8 @@ def test_lineage_from_the_address_and_from_the_field(browser):
 def test_rows_and_runs(browser):
     page = browser.open("rows/captions")
     assert page.locator("tbody tr").count() == 9
-    page.select_option("label:has-text('dataset') select", "scores@1")
-    page.wait_for_selector("h1:has-text('scores@1')")
+    page.select_option("label:has-text('dataset') select", "marks")
+    page.wait_for_selector("h1:has-text('marks@')")
     page = browser.open("runs")
     page.click(f"a:has-text('{RUN_ID}')")
     page.wait_for_selector(".logs:has-text('the run begins')")

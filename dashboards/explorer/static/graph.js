@@ -116,8 +116,8 @@ function about(stage) {
   const reasons = Object.entries(stage.reasons ?? {}).sort((a, b) => b[1] - a[1]);
   const most = Math.max(1, ...reasons.map(([, units]) => units));
   const ways = stage.rows === undefined ? [] : [
-    h("a", { href: link(["rows", stage.name]) }, "rows"), h("a", { href: link(["lineage", `${stage.dataset}@${stage.version}`]) }, "lineage"),
-    stage.dataset === "clips" ? h("a", { href: link(["clips"]) }, "browse clips") : null,
+    h("a", { href: link(["rows", stage.name]) }, "rows"), h("a", { href: link(["lineage", `${stage.name}@${stage.version}`]) }, "lineage"),
+    stage.name === "clips" ? h("a", { href: link(["clips"]) }, "browse clips") : null,
     stage.quarantined ? h("a", { href: link(["quarantine"]) }, "quarantine") : null, toRunOf(stage)];
   return h("section.card", { "aria-label": stage.name },
     h("div.row", {}, h("strong", {}, stage.name), h("span.pill", { class: stage.state }, h("span.dot", {}), stage.state), ways),
