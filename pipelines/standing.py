@@ -55,9 +55,11 @@ class Standing:
     def order(self) -> list[str]:
         """Datasets with inputs before readers."""
         names: list[str] = []
+        seen: set[str] = set()
 
         def visit(name: str) -> None:
-            if name not in names and name in self.dones:
+            if name not in seen and name in self.dones:
+                seen.add(name)  # before its inputs: what stands may lead in a circle where runs were of several graphs
                 for given in self.dones[name]["inputs"].values():
                     visit(given["snapshot"]["name"])
                 names.append(name)

@@ -16,7 +16,7 @@ from infra.types import PlaitError, UserError
 from pipelines.ask import DEFAULT_LAG
 from pipelines.cli import compare as comparison
 from pipelines.cli import evaluate as evaluation
-from pipelines.cli import explore, going, health, look, work
+from pipelines.cli import explore, going, health, look, show, welcome, work
 from pipelines.cli import export as out
 from pipelines.cli import sample as drawn
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 100},
     help="From raw video, images and text to a trained any-to-any model, with every row accounted for.",
 )
 
@@ -89,9 +90,15 @@ def run(  # noqa: PLR0913, PLR0917 - a flag each
         bool, typer.Option("--detach", help="With http://HEAD:8265: submit the run and return at once.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say errors, and one line at the end.")] = False,
     json: Json = False,
 ) -> None:
-    """Bring every stage to its newest state; after a crash, the same command goes on."""
+    """Bring all stages to their newest state, or go on after a crash.
+
+    Computes only what moved; after a crash, Ctrl-C or `plait cancel` the same command goes on.
+    """
+    if quiet:
+        show.be_quiet()
     asked = work.ask(only, start, to, force, limit, refresh, retry_quarantined, wave, lag, profile)
     if dry_run:
         work.plan(overrides or [], asked, json)
@@ -116,7 +123,7 @@ def logs(
 def cancel(
     arguments: Annotated[list[str] | None, typer.Argument(help="RUN, then overrides.")] = None, json: Json = False
 ) -> None:
-    """Ask a run that is going on to stop, from any host that sees the root; finished shards are kept."""
+    """Ask a run to stop, from any host that sees the root; finished shards are kept."""
     going.cancel(arguments or [], json)
 
 
@@ -166,7 +173,7 @@ def diff(
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """What differs between two runs, versions or checkpoints: settings, code, rows, metrics."""
+    """What differs between two runs, versions or checkpoints."""
     look.diff(a, b, overrides or [], json)
 
 
@@ -179,7 +186,7 @@ def export(
     layout: Annotated[str | None, typer.Option(help="Where several fit: emu3 for Llama's.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a checkpoint as transformers reads it, with a note of what it came from."""
+    """Write a checkpoint as transformers reads it, and what it came from."""
     out.export(target, folder, overrides or [], kind, layout, json)
 
 
@@ -229,7 +236,7 @@ def doctor(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Look at what a run needs: packages, the store's conditional puts, clock, disk, source, MLflow, Ray."""
+    """Look at what a run needs: packages, store, clock, disk, source, MLflow, Ray."""
     health.doctor([*(overrides or []), *work.at(address)], storage, json)
 
 
@@ -253,7 +260,7 @@ def forget(
     purge: Annotated[bool, typer.Option("--purge", help="Also remove the bytes from older versions.")] = False,
     json: Json = False,
 ) -> None:
-    """Honour a takedown: drop all rows derived from raw content, for good, and name what it tainted."""
+    """Honour a takedown: drop all rows derived from raw content, name what it tainted."""
     work.forget(target, overrides or [], dry_run, purge, json)
 
 
@@ -264,7 +271,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete files that nothing names any more: of lost races, dead tries, superseded restores."""
+    """Delete files that nothing names any more: of lost races and dead tries."""
     if dry_run == yes:
         raise UserError("plait gc needs --dry-run to list or --yes to delete")
     look.gc(overrides or [], yes, json)
@@ -274,7 +281,7 @@ def gc(
 def compact(
     arguments: Annotated[list[str] | None, typer.Argument(help="STAGE ..., then overrides.")] = None, json: Json = False
 ) -> None:
-    """Write the standing versions as fewer files; keys and bytes stay, nothing goes stale."""
+    """Write the standing versions as fewer files; nothing goes stale."""
     look.compact(arguments or [], json)
 
 
@@ -293,7 +300,7 @@ def evaluate(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Score every checkpoint that has no score yet, whoever made it; the same command again does nothing twice."""
+    """Score every checkpoint that has no score yet, whoever made it."""
     when = evaluation.When(watch, once, every, emit_cron, image)
     evaluation.evaluate(arguments or [], when, evaluation.Wish(budget=budget), address, page, json)
 
@@ -317,14 +324,14 @@ def compare(
 
 @app.command()
 def sync(overrides: Overrides = None, json: Json = False) -> None:
-    """Tell MLflow of every materialisation that it does not know yet, from the ledger."""
+    """Tell MLflow of what it does not know yet, from the ledger."""
     work.sync(overrides or [], json)
 
 
 def main() -> None:
     """Entry point of the `plait` command."""
     try:
-        raise SystemExit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        raise SystemExit(app(sys.argv[1:], standalone_mode=False) if sys.argv[1:] else welcome.say())
     except USAGE_ERROR as error:
         _fail(UserError(f"{error.format_message().rstrip('.')}: see `plait --help`"), 2)
     except UserError as error:

@@ -36,6 +36,24 @@ err = Console(
 
 
 _stdout: TextIO = sys.stdout
+_quiet = False
+
+
+def be_quiet() -> None:
+    """From now on only errors are said, and what is asked for."""
+    global _quiet  # noqa: PLW0603 - as the process has one standard error
+    _quiet = True
+
+
+def is_quiet() -> bool:
+    """Whether only errors are said."""
+    return _quiet
+
+
+def say(sentence: str) -> None:
+    """Something by the way, on standard error."""
+    if not _quiet:
+        err.print(sentence, markup=False, soft_wrap=True)
 
 
 def keep_stdout() -> None:
@@ -91,7 +109,7 @@ class ConsoleProgress:
             TextColumn("{task.fields[what]}"),
             console=err,
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=_quiet or not sys.stderr.isatty(),
         )
         self.tasks: dict[str, TaskID] = {}
         self.live.start()
@@ -108,14 +126,15 @@ class ConsoleProgress:
         """Replace a stage's bar by its line."""
         if entry["name"] in self.tasks:
             self.live.remove_task(self.tasks.pop(entry["name"]))
-        if entry["state"] not in ("fresh", "skipped"):
+        if entry["state"] not in ("fresh", "skipped") and not _quiet:
             line = f"{entry['name']:<15}{entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
             rest = ", ".join(f"{entry[k]} {k}" for k in ("empty", "filtered", "quarantined") if entry[k])
             self.live.console.print(line + (f"   {rest}" if rest else ""), markup=False)
 
     def note(self, sentence: str) -> None:
         """A sentence for the person."""
-        self.live.console.print(f"note: {sentence}", style="yellow", markup=False)
+        if not _quiet:
+            self.live.console.print(f"note: {sentence}", style="yellow", markup=False)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""

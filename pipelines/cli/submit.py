@@ -26,7 +26,7 @@ SETTLE_S = 10.0
 """How long the record of a run may come after the end of its job, or after its last sign of life."""
 UNHEARD_S = 60.0
 """How long a run may take to begin while the job server does not answer."""
-OF_THIS_MACHINE = ("--json", "--detach")
+OF_THIS_MACHINE = ("--json", "--detach", "--quiet")
 
 
 def submit(made: Any, address: str, detach: bool, as_json: bool) -> None:
@@ -49,13 +49,13 @@ def submit(made: Any, address: str, detach: bool, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="plait-code-") as folder:
         if made.config.cluster.code:
             num_files, num_bytes = checkout.pack(made.config.pipeline, Path(folder))
-            show.err.print(f"sending {num_files} files of code, {num_bytes / 2**20:.1f} MiB", markup=False)
+            show.say(f"sending {num_files} files of code, {num_bytes / 2**20:.1f} MiB")
         code = Path(folder) if made.config.cluster.code else None
         run.job = server.submit(run.run_id, command, sys.argv[1:], code, env)
     address = without_secrets(address)
-    show.err.print(f"submitted to {address} as Ray job {run.job}: run {run.run_id}", markup=False, soft_wrap=True)
+    show.say(f"submitted to {address} as Ray job {run.job}: run {run.run_id}")
     if detach:
-        show.err.print(run.how_to_go_on(), markup=False, soft_wrap=True)
+        show.say(run.how_to_go_on())
         if as_json:
             show.emit({"run_id": run.run_id, "job": run.job, "address": address, "root": made.root.uri})
         return

@@ -114,10 +114,12 @@ def run(overrides: Sequence[str], asked: Ask, detach: bool, as_json: bool) -> No
 
 
 def _show_result(made: Any, result: Any, as_json: bool) -> None:
-    console = show.out(as_json)
-    console.print(show.funnel(result.stages))
-    document = result.to_json()
-    _last_words(console, made, document)
+    console, document = show.out(as_json), result.to_json()
+    if show.is_quiet():
+        console.print(_in_one_line(document), markup=False, soft_wrap=True)
+    else:
+        console.print(show.funnel(result.stages))
+        _last_words(console, made, document)
     if as_json:
         show.emit(document)
 
@@ -143,8 +145,8 @@ def _failed(result: Any, error: PlaitError, as_json: bool) -> NoReturn:
 
 
 def _show_failure(result: Any, sentence: str, as_json: bool) -> None:
-    console = show.out(as_json)
-    console.print(show.funnel(result.stages))
+    if not show.is_quiet():
+        show.out(as_json).print(show.funnel(result.stages))
     show.emit_error(sentence, False)
     if as_json:
         show.emit(result.to_json())
@@ -254,6 +256,35 @@ def _last_words(console: Any, made: Any, document: dict[str, Any]) -> None:
         console.print("Nothing to do: everything is fresh.", markup=False)
     if empty:
         console.print(f"Nothing to work on for {', '.join(empty)}: their inputs have no rows.", markup=False)
+    _look_next(console, root_hint(made), bool(document["checkpoint"]))
+
+
+def _look_next(console: Any, root: str, has_model: bool) -> None:
+    """Three things to look at."""
+    things = [(f"plait ui{root}", "all of it, in a browser")]
+    if has_model:
+        things += [
+            (f'plait sample model "a red circle" -n 4 --out drawn{root}', "pictures from the checkpoint"),
+            (f"plait lineage model{root}", "from the checkpoint back to raw files"),
+        ]
+    else:
+        things += [
+            (f"plait status{root}", "this table again, at any time"),
+            (f"plait quarantine{root}", "what could not be processed, and why"),
+        ]
+    console.print()
+    width = max(len(command) for command, _ in things)
+    for command, what in things:
+        line = f"{command:<{width}}  {what}"
+        console.print(line if len(line) <= show.WIDTH else command, markup=False, soft_wrap=True)
+
+
+def _in_one_line(document: Mapping[str, Any]) -> str:
+    made = [s for s in document["stages"] if s["state"] not in ("fresh", "skipped")]
+    bad = sum(s["quarantined"] or 0 for s in document["stages"])
+    quarantine = f", {bad} units in quarantine" if bad else ""
+    checkpoint = f", {document['checkpoint']}" if document["checkpoint"] else ""
+    return f"run {document['run_id']}: {len(made)} of {len(document['stages'])} stages made{quarantine}{checkpoint}"
 
 
 def root_hint(made: Any) -> str:
