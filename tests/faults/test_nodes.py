@@ -204,6 +204,7 @@ def test_a_submitted_run_is_cancelled_by_the_root_and_a_sentence_of_the_cluster_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # workers start four times, and each imports torch: 208 s at a load of 13
 def test_a_training_that_loses_a_node_and_then_the_last_spare_one_publishes_the_same_weights(
     nodes, here, tmp_path_factory
 ):
@@ -220,7 +221,7 @@ def test_a_training_that_loses_a_node_and_then_the_last_spare_one_publishes_the_
         assert len(working) == 2
         nodes.kill(sorted(working)[-1])
     runs = Runs(LocalBucket(here / "root"))
-    until(lambda: "waits for machines" in str(runs.shown(runs.pick(None))), process)
+    until(lambda: "waits for machines" in str(runs.shown(runs.pick(None))), process, 120)
     nodes.add("d")
     _, shown = process.communicate(timeout=120)
     assert "the cluster 1 CPUs" in shown and "cluster.stages.model.workers=1" in shown
