@@ -99,7 +99,9 @@ class _Round:
         self._hung: str | None = None
         self._drained: str | None = None
         self._looked_at = 0.0
-        trainer = _trainer(job, {**config, "sink": self._sink, "worker": worker}, name, workers)
+        self._name, self._num_workers, self._is_short = name, workers, False
+        self._on = "GPU" if ray.cluster_resources().get("GPU", 0) >= workers else "CPU"
+        trainer = _trainer(job, {**config, "sink": self._sink, "worker": worker}, name, workers, self._on == "GPU")
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name="ray-train", daemon=True)
         self._thread.start()
 
@@ -182,11 +184,21 @@ class _Round:
         if now - self._looked_at < _DRAIN_LOOK_S:
             return
         self._looked_at = now
+        self._say_if_short()
         going = draining_nodes()
         if found := [h.beat for h in self._ranks if h.beat.node in going]:
             of = ", ".join(str(beat.rank) for beat in found)
             self._drained = f"Ray drains {found[0].host}, where rank {of} was"
             self._sink.stop.remote()
+
+    def _say_if_short(self) -> None:
+        """Where machines are gone Ray Train waits for others, for ever and without a word."""
+        import ray
+
+        has = int(ray.cluster_resources().get(self._on, 0))
+        if has < self._num_workers and not self._is_short:
+            self._job.note(f"training waits for machines: it has {self._num_workers} workers, and the cluster {has} {self._on}s: add some, or stop it and run again with cluster.stages.{self._name}.workers={max(1, has)}")  # fmt: skip  # noqa: E501
+        self._is_short = has < self._num_workers
 
 
 def draining_nodes() -> set[str]:
@@ -202,14 +214,12 @@ def _reached(job: Job) -> int:
     return 0 if last is None else last.step
 
 
-def _trainer(job: Job, config: dict[str, Any], name: str, workers: int) -> Any:
-    import ray
+def _trainer(job: Job, config: dict[str, Any], name: str, workers: int, on_gpu: bool) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from stages.workers.sigterm import LeavingTorchConfig
 
-    on_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     return TorchTrainer(
         watched,
         train_loop_config=config,

@@ -88,12 +88,17 @@ def graph(config: Config) -> Graph:
     return Graph("words", nodes)
 
 
-def training(config: Config) -> Graph:
+def brief(config: Config) -> Graph:
+    """The training, of four steps."""
+    return training(config, 4)
+
+
+def training(config: Config, steps: int = 40) -> Graph:
     """files -> packs, tokenizer -> model."""
     from tests.stages.test_train import SHAPE
 
-    settings: dict[str, Any] = {"steps": 40, "checkpoint_every": 10, "learning_rate": 5e-3, "warmup": 3}
-    model = Model(trunk=SHAPE, parts=Parts(), global_batch=4, **(settings | config.settings.get("model", {})))
+    settings: dict[str, Any] = {"steps": steps, "checkpoint_every": 10, "learning_rate": 5e-3, "warmup": 3}
+    model = Model(trunk=SHAPE, parts=Parts(), global_batch=4, **settings)
     place = config.placement
     stages = (
         config.node(Files),
