@@ -58,7 +58,7 @@ class Detector:
     def __init__(self, detector: str, clip: str | None = None) -> None:
         library = weights.transformers()
         self._device = weights.device()
-        with _told("detector", detector):
+        with told("detector", detector):
             self._model = pretrained(library.AutoModelForObjectDetection, detector).to(self._device).eval()
             self._prepare = pretrained(library.AutoImageProcessor, detector)
         if not hasattr(self._prepare, "post_process_object_detection"):
@@ -66,9 +66,9 @@ class Detector:
         self._place = clip
         self._colours: dict[str, NDArray[np.float32]] = {}
         self._names = {int(at): str(name) for at, name in self._model.config.id2label.items()}
-        self.name = f"detector@{REVISION}-{_short(detector, 'detector')}-boxes"
+        self.name = f"detector@{REVISION}-{named_weights(detector, 'detector')}-boxes"
         if clip is not None:
-            self.name += f"-clip-{_short(clip, 'clip')}"
+            self.name += f"-clip-{named_weights(clip, 'clip')}"
 
     def evidence(self, answers: Sequence[Answer]) -> list[Mapping[str, Any] | BadRow]:
         """Objects, the surest first; picture by picture, since padding to a common size would move boxes."""
@@ -143,7 +143,7 @@ class Detector:
 
         if self._place is None:
             raise UserError("these prompts ask for colours, which CLIP tells: give verdicts.clip=DIR as well")
-        with _told("clip", self._place):
+        with told("clip", self._place):
             return Clip(self._place)
 
 
@@ -154,12 +154,13 @@ def digest(place: str, setting: str) -> str:
     return weights.named(place)
 
 
-def _short(place: str, setting: str) -> str:
+def named_weights(place: str, setting: str) -> str:
+    """The beginning of the digest, for the judge's name."""
     return digest(place, setting).removeprefix("sha256:")[:8]
 
 
 @contextmanager
-def _told(setting: str, place: str) -> Generator[None]:
+def told(setting: str, place: str) -> Generator[None]:
     """What stands in the way of loading a folder, as one sentence."""
     digest(place, setting)
     try:

@@ -52,6 +52,31 @@ class InceptionFeatures:
             return bad
 
 
+class ClipFeatures:
+    """A CLIP of transformers, by folder: unit embeddings of a picture and of its prompt."""
+
+    gives: Evidence = "features"
+
+    def __init__(self, place: str) -> None:
+        from stages.clip_model import Clip
+        from stages.evaluate.judge_detector import named_weights, told
+
+        self.name = f"clip-{named_weights(place, 'clip')}"
+        with told("clip", place):
+            self._clip = Clip(place)
+
+    def evidence(self, answers: Sequence[Answer]) -> list[Mapping[str, Any] | BadRow]:
+        """Two vectors of one length."""
+        return [self._one(answer) for answer in answers]
+
+    def _one(self, answer: Answer) -> Mapping[str, Any] | BadRow:
+        try:
+            (image,), (text,) = self._clip.embedded([answer.picture()]), self._clip.texts([answer.question.prompt])
+        except BadRow as bad:
+            return bad
+        return {"image": image, "text": text}
+
+
 def _one(answer: Answer) -> Mapping[str, Any] | BadRow:
     import cv2
 

@@ -16,6 +16,7 @@ Options = Mapping[str, Mapping[str, int | float | str | bool | None]]
 """Suites' own settings, by the suite's name and theirs."""
 _SUITES = {
     "captions": ("suite_captions", "Captions"),
+    "clip_score": ("suite_clip", "ClipScore"),
     "composition": ("suite_composition", "Composition"),
     "dpg": ("suite_dpg", "Dpg"),
     "heldout": ("suite_heldout", "HeldoutLoss"),

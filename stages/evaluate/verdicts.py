@@ -21,7 +21,8 @@ _OWN_DETECTOR = ("composition",)
 """Suites whose things the detector without weights knows."""
 _REAL_WORLD = ("geneval", "t2i_spatial")
 """Suites whose things a detector with weights may know."""
-_INSTEAD = {"pictures_fid": ", or verdicts.inception=FILE"} | dict.fromkeys(_REAL_WORLD, ", or verdicts.detector=DIR")
+_INSTEAD = {"pictures_fid": ", or verdicts.inception=FILE", "clip_score": ", or verdicts.clip=DIR"}
+_INSTEAD |= dict.fromkeys(_REAL_WORLD, ", or verdicts.detector=DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Verdicts(RowStage):
     objects         of a detector without weights, which knows the shapes of the sample corpus alone: "pixels@REVISION";
                     for the suites of a real world a model's of transformers, where `detector` names its folder
                     (stages/evaluate/judge_detector.py), or recorded ones
-    features        16 x 16 pixels, or of FID's Inception where `inception` names its weights
+    features        16 x 16 pixels, of FID's Inception where `inception` names its weights, of `clip` for clip_score
     recorded        JSON lines of another tool (stages/evaluate/judge_recorded.py), before all others
     """
 
@@ -51,7 +52,7 @@ class Verdicts(RowStage):
     detector: str | None = since(None)
     """Folder of an object detector of transformers, for geneval and t2i_spatial."""
     clip: str | None = since(None)
-    """Folder of a CLIP of transformers, which names the colours for geneval."""
+    """Folder of a CLIP of transformers, which names the colours for geneval, and scores for clip_score."""
 
     def settings(self) -> dict[str, Any]:
         """Files by what they hold; with the detector's revision: what means something else has another key."""
@@ -65,11 +66,12 @@ class Verdicts(RowStage):
 
     def _models(self) -> dict[str, Any]:
         """The models of transformers by what they hold; nothing where there are none."""
-        if self.detector is None:
+        places = {"detector": self.detector, "clip": self.clip}
+        given = {name: place for name, place in places.items() if place is not None}
+        if not given:
             return {}
         from stages.evaluate.judge_detector import REVISION, digest
 
-        given = {"detector": self.detector} | ({"clip": self.clip} if self.clip else {})
         return {"models": {name: digest(place, name) for name, place in given.items()} | {"revision": REVISION}}
 
     def setup(self, kit: Kit) -> dict[str, Judge]:
@@ -79,6 +81,18 @@ class Verdicts(RowStage):
     def process(self, rows: Sequence[Row], tools: Any) -> Sequence[Outcome]:
         """Answers of one suite together."""
         return judged_by_suite(rows, tools, self._judge, self.options)
+
+    def _encoder(self, name: str) -> Judge | None:
+        """What gives features for the suite, where there is something."""
+        from stages.evaluate import judge_features
+
+        if name == "pictures_pixels":
+            return judge_features.Pixels()
+        if name == "clip_score" and self.clip:
+            return judge_features.ClipFeatures(self.clip)
+        if name == "pictures_fid" and self.inception:
+            return judge_features.InceptionFeatures(self.inception)
+        return None
 
     def _judge(self, name: str) -> Judge:
         gives = class_of(name).evidence
@@ -92,14 +106,8 @@ class Verdicts(RowStage):
             from stages.evaluate.judge_pixels import PixelDetector
 
             return PixelDetector()
-        if name == "pictures_pixels":
-            from stages.evaluate.judge_features import Pixels
-
-            return Pixels()
-        if name == "pictures_fid" and self.inception:
-            from stages.evaluate.judge_features import InceptionFeatures
-
-            return InceptionFeatures(self.inception)
+        if found := self._encoder(name):
+            return found
         if name in _REAL_WORLD and self.detector:
             from stages.evaluate.judge_detector import Detector
 

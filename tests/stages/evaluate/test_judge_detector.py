@@ -115,7 +115,8 @@ def test_weights_are_named_by_what_they_hold(folders: tuple[str, str], judge: De
     assert one == other and set(one["models"]) == {"detector", "clip", "revision"} and moved not in str(other)
     tiny_models.detector(Path(moved), NAMES, seed=1)
     assert Detector(moved, folders[1]).name != judge.name and Verdicts(detector=moved).settings() != one
-    assert "models" not in Verdicts().settings() and "clip" not in Verdicts(clip="unused").settings()
+    assert "models" not in Verdicts().settings() and "clip" not in Verdicts(clip=folders[1]).settings()
+    assert set(Verdicts(clip=folders[1]).settings()["models"]) == {"clip", "revision"}
 
 
 @pytest.mark.parametrize("place", ["facebook/detr-resnet-50", "/nowhere"])
