@@ -149,7 +149,7 @@ class JobServer:
 
 def _client(address: str) -> Any:
     """Ray's client, with a deadline for each of its requests."""
-    import ray  # noqa: F401 - its loggers are set up by it
+    import ray  # noqa: F401  # pyright: ignore[reportUnusedImport] - its loggers are set up by it
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):

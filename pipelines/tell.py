@@ -115,7 +115,7 @@ class Teller:
         """What the job told of its steps; what was kept before steps had times is of the time it was done."""
         at_ms = int(datetime.datetime.fromisoformat(done["at"]).timestamp() * 1000)
         steps = (folder.get(f"{METRICS}.{done['number']}") or {"steps": []})["steps"]
-        return [(step, row, *(at or [at_ms])) for step, row, *at in steps]
+        return [(step, row, at[0] if at else at_ms) for step, row, *at in steps]
 
     @staticmethod
     def _pictures(folder: Folder, number: int) -> dict[str, bytes]:

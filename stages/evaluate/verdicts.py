@@ -21,8 +21,10 @@ _OWN_DETECTOR = ("composition",)
 """Suites whose things the detector without weights knows."""
 _REAL_WORLD = ("geneval", "t2i_spatial")
 """Suites whose things a detector with weights may know."""
-_INSTEAD = {"pictures_fid": ", or verdicts.inception=FILE", "clip_score": ", or verdicts.clip=DIR"}
-_INSTEAD |= dict.fromkeys(_REAL_WORLD, ", or verdicts.detector=DIR")
+_INSTEAD = {
+    **{"pictures_fid": ", or verdicts.inception=FILE", "clip_score": ", or verdicts.clip=DIR"},
+    **dict.fromkeys(_REAL_WORLD, ", or verdicts.detector=DIR"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
