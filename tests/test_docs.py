@@ -14,7 +14,17 @@ from pipelines.cli.reference import page
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
-WEIGHTS = ("QWEN/tokenizer.json", "SIGLIP", "LPIPS", "DETR_DIR", "CLIP_DIR", "EMU3_DIR", "VLM_DIR", "LLAMA_DIR", "HEAD_FILE")
+WEIGHTS = (
+    "QWEN/tokenizer.json",
+    "SIGLIP",
+    "LPIPS",
+    "DETR_DIR",
+    "CLIP_DIR",
+    "EMU3_DIR",
+    "VLM_DIR",
+    "LLAMA_DIR",
+    "HEAD_FILE",
+)
 """What stands for files that a reader has and the test has not."""
 MADE_BY_READERS = ("infra/deploy/compose.env",)
 ANY = {"recipe=NAME": "recipe=emu3", "scale=NAME": "scale=tiny", "tokenizer=NAME": "tokenizer=vq-tiny"}

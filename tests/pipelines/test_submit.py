@@ -11,6 +11,7 @@ import time
 import pytest
 
 from infra import jobs
+from infra.cluster import prepare
 from infra.types import RunError, UserError
 from pipelines.cli import checkout, main, submit
 from tests.conftest import REPO
@@ -21,10 +22,18 @@ WITH_SOURCE = [*IN_A_STORE, "source=s3://b/raw"]
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """What asking a server changes in the environment is undone."""
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
-    monkeypatch.setenv("RAY_AUTH_MODE", "")
+def surroundings():
+    """What asking a server changes in the environment, and in what Ray has read of it, is undone: the Ray of the tests
+    that work in this process asks for its token."""
+    before = {name: os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE")}
+    os.environ.update(dict.fromkeys(before, ""))
+    yield
+    for name, value in before.items():
+        del os.environ[name]
+        if value is not None:
+            os.environ[name] = value
+    if "ray" in sys.modules:
+        prepare(None)
 
 
 def run(monkeypatch, *arguments):
@@ -81,6 +90,8 @@ def test_the_code_that_is_sent_is_what_an_installation_holds_and_the_module_of_o
     into = tmp_path / "sent"
     num_files, num_bytes = checkout.pack("mine_alone:graph", into)
     sent = {str(path.relative_to(into)) for path in into.rglob("*") if path.is_file()}
+    sent.remove("plait-code.json")
+    assert json.loads((into / "plait-code.json").read_text()) == checkout.version()
     assert len(sent) == num_files and num_bytes < 4 << 20
     assert {"mine_alone.py", "conf/config.yaml", "pipelines/cli/main.py", "infra/jobs.py"} <= sent
     assert {str(p.relative_to(REPO)) for p in (REPO / "stages" / "caption" / "prompts").glob("*.txt")} <= sent
