@@ -86,30 +86,38 @@ def _cut(pictures: np.ndarray, side: int) -> torch.Tensor:
 
 
 def answers(
-    model: AnyToAny, text: TextTokenizer, tokenizer: VisionTokenizer, prompts: Sequence[str], how: Sampling, pixels: int
+    model: AnyToAny,
+    text: TextTokenizer,
+    tokenizer: VisionTokenizer,
+    prompts: Sequence[str],
+    how: Sampling,
+    pixels: int,
+    sample: int = 0,
 ) -> list[np.ndarray]:
-    """A picture for each prompt, from a seed of its own."""
+    """A picture for each prompt, from a seed of its own: that of its place, and of the number of the sample."""
     asked, out = Asked(grids=tokenizer.grids(1, pixels, pixels)), []
     for start in range(0, len(prompts), BATCH):
         some = prompts[start : start + BATCH]
-        seeds = range(start, start + len(some))
+        seeds = [sample * 10_000 + place for place in range(start, start + len(some))]
         out += [one[0] for one in pictures(model, tokenizer, text, some, how, seeds, asked)]
     return out
 
 
 def report(suite: Composition, questions: Sequence[Question], pictures: Sequence[np.ndarray]) -> None:
-    """Judge and print."""
+    """Judge and print: of pictures of all questions, once or several times; prompts are drawn with all of theirs."""
+    samples = len(pictures) // len(questions)
     judged = [
-        Judged(question=one.prompt, task=one.task, index=0, verdict=suite.verdict(one, detected(picture)))
-        for one, picture in zip(questions, pictures, strict=True)
+        Judged(question=one.prompt, task=one.task, index=n, verdict=suite.verdict(one, detected(picture)))
+        for n in range(samples)
+        for one, picture in zip(questions, pictures[n * len(questions) : (n + 1) * len(questions)], strict=True)
     ]
     judged = list(suite.settled(judged))
     scores, rng = suite.scores(judged), np.random.default_rng(0)
     for task in dict.fromkeys(one.task for one in judged):
-        of = np.array([one.verdict.score for one in judged if one.task == task])
-        low, high = np.quantile(of[rng.integers(0, len(of), (RESAMPLES, len(of)))].mean(1), [0.025, 0.975])
+        of = np.array([one.verdict.score for one in judged if one.task == task]).reshape(samples, -1).T
+        low, high = np.quantile(of[rng.integers(0, len(of), (RESAMPLES, len(of)))].mean((1, 2)), [0.025, 0.975])
         score, chance = scores[f"{suite.name}/{task}"], scores[f"{suite.name}/{task}_chance"]
-        print(f"{task:>17} {score:6.3f}  {low:.3f} to {high:.3f}  chance {chance:.3f}  of {len(of)}")
+        print(f"{task:>17} {score:6.3f}  {low:.3f} to {high:.3f}  chance {chance:.3f}  of {of.size}")
     print(f"{'overall':>17} {scores['composition/overall']:6.3f}  held {scores['composition/held']:.3f}", flush=True)
 
 
@@ -137,10 +145,12 @@ def main(given: argparse.Namespace) -> None:
     for folder in given.folders[2:]:
         model, step = load_model(Path(folder))
         began = time.process_time()
-        drawn = answers(model, text, tokenizer, [one.prompt for one in questions], how, given.pixels)
+        prompts, drawn = [one.prompt for one in questions], list[np.ndarray]()
+        for sample in range(given.samples):
+            drawn += answers(model, text, tokenizer, prompts, how, given.pixels, sample)
         print(f"step {step}, {time.process_time() - began:.0f} CPU s of drawing, {how}: {folder}")
         if given.sheet:
-            rows = [np.concatenate(drawn[n : n + 10], 1) for n in range(0, len(drawn) - 9, given.prompts)]
+            rows = [np.concatenate(drawn[n : n + 10], 1) for n in range(0, len(prompts) - 9, given.prompts)]
             cv2.imwrite(f"{given.sheet}-{step:06d}.png", np.concatenate(rows)[..., ::-1])
         report(suite, questions, drawn)
 
@@ -151,6 +161,7 @@ if __name__ == "__main__":
     parser.add_argument("folders", nargs="*", help="folders of checkpoints, or SIDE:CODES")
     parser.add_argument("--pixels", type=int, default=64, help="of a side: what the checkpoints were trained on")
     parser.add_argument("--prompts", type=int, default=60, help="of each task")
+    parser.add_argument("--samples", type=int, default=1, help="pictures of each prompt")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-k", type=int, default=64)
     parser.add_argument("--guidance", type=float, default=1.0)

@@ -212,9 +212,9 @@ class NextFlowTokenizer(VisionTokenizer):
         if not getattr(self, "_codes_learn", True):
             return 0
         parts = latents_MD.split([self.shape.semantic_dim, self.shape.pixel_dim], 1)
-        far_M = (latents_MD - self.lookup(codes_M)).square().sum(1)
         rules: dict[str, Any] = {"decay": self.shape.decay, "dead_below": self.shape.dead_below, "seed": seed}
-        rules |= {"far_M": far_M}
+        if self.shape.restart == "far":
+            rules |= {"far_M": (latents_MD - self.lookup(codes_M)).square().sum(1)}
         if self.shape.rate:
             own_MD = latents_MD if self.shape.joint else parts[1]
             rules |= {"near_M": own_MD.square().sum(1) + self.distances(latents_MD).amin(1)}

@@ -115,8 +115,7 @@ class Codebook(nn.Module):
         """
         K, D = self.weight.shape
         first = not bool(self.counts.any())
-        far_M = (latent_MD - self.codes()[codes_M]).square().sum(1) if far_M is None else far_M
-        drawn_K = self._drawn(far_M, seed)
+        drawn_K = self._drawn(latent_MD, codes_M, seed, far_M)
         if self.rate:
             if near_M is None:
                 near_M = latent_MD.square().sum(1) + distances(latent_MD, self.codes()).amin(1)
@@ -138,11 +137,13 @@ class Codebook(nn.Module):
             self.weight.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])
         return int(dead_K.sum())
 
-    def _drawn(self, far_M: Tensor, seed: int) -> Tensor:
+    def _drawn(self, latent_MD: Tensor, codes_M: Tensor, seed: int, far_M: Tensor | None) -> Tensor:
         """(K) latents at which codes would restart."""
         draw = torch.Generator().manual_seed(seed)
         if self.restart == "any":
-            return torch.randint(len(far_M), (len(self.weight),), generator=draw)
+            return torch.randint(len(latent_MD), (len(self.weight),), generator=draw)
+        if far_M is None:
+            far_M = (latent_MD - self.codes()[codes_M]).square().sum(1)
         weights_M = far_M.nan_to_num(0.0, 0.0).cpu() + 1e-12
         return torch.multinomial(weights_M, len(self.weight), replacement=True, generator=draw)
 

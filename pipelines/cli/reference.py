@@ -42,7 +42,7 @@ def _verbs() -> Iterator[str]:
     for name, verb in verbs.commands.items():
         arguments = [p for p in verb.params if p.param_type_name == "argument"]
         asked = " ".join(p.name.upper() if p.required else f"[{p.name}]" for p in arguments)
-        yield f"### `plait {name} {asked}`".replace(" `", "`").replace("###`", "### `")
+        yield f"### `{f'plait {name} {asked}'.rstrip()}`"
         yield ""
         yield " ".join((verb.help or "").split())
         yield ""

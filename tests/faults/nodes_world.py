@@ -24,6 +24,14 @@ from stages.train.train import Model
 WORDS = tuple(f"w{i}" for i in range(48))
 
 
+def with_source(folder: Path) -> Path:
+    """The folder, with the words in the files of a source below it."""
+    (folder / "src").mkdir()
+    for i in range(4):
+        (folder / "src" / f"{i}.txt").write_text(" ".join(WORDS[i::4]))
+    return folder
+
+
 @dataclass(frozen=True, kw_only=True)
 class Words(RowStage):
     """Texts to words."""

@@ -14,7 +14,7 @@ import pytest
 from infra.folder_bucket import LocalBucket
 from tests.conftest import plait
 from tests.faults import test_nodes as together
-from tests.faults.nodes_world import WORDS
+from tests.faults.nodes_world import with_source
 from tests.nodes import Nodes
 
 NAMES = ("head", "a", "b")
@@ -78,10 +78,7 @@ def hosts(mark: str, tmp_path_factory) -> Iterator[Nodes]:
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """Where a person stands, with a source."""
-    (tmp_path / "src").mkdir()
-    for i in range(4):
-        (tmp_path / "src" / f"{i}.txt").write_text(" ".join(WORDS[i::4]))
-    return tmp_path
+    return with_source(tmp_path)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from infra.runs import Runs
 from infra.s3_bucket import S3Bucket
 from pipelines.standing import Standing
 from tests.conftest import REPO, S3_CREDENTIALS, answered, plait
-from tests.faults.nodes_world import WORDS
+from tests.faults.nodes_world import WORDS, with_source
 from tests.nodes import Nodes
 
 PIPELINE = "pipeline=tests.faults.nodes_world"
@@ -42,10 +42,7 @@ def nodes() -> Iterator[Nodes]:
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """Where a person stands, with a source."""
-    (tmp_path / "src").mkdir()
-    for i in range(4):
-        (tmp_path / "src" / f"{i}.txt").write_text(" ".join(WORDS[i::4]))
-    return tmp_path
+    return with_source(tmp_path)
 
 
 def laptop(nodes: Nodes, folder: Path) -> dict[str, str | None]:
@@ -104,10 +101,7 @@ def assert_whole(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def calm(nodes: Nodes, s3_endpoint: str, tmp_path_factory) -> dict[str, Any]:
     """A submitted run that nobody disturbed, over a root in a store: what was said, where it worked, what it made."""
-    folder = tmp_path_factory.mktemp("laptop")
-    (folder / "src").mkdir()
-    for i in range(4):
-        (folder / "src" / f"{i}.txt").write_text(" ".join(WORDS[i::4]))
+    folder = with_source(tmp_path_factory.mktemp("laptop"))
     store = ["storage=s3", "storage.root=s3://plait/nodes", f"storage.endpoint={s3_endpoint}"]
     there = [f"{PIPELINE}:graph", f"source={folder}/src", "tracking=none", *store]
     here = [f"cluster.shared=[{folder}]", "cluster.env=[TOLD_TOKEN]", "--address", nodes.job_server, *SLOWLY, "--json"]
