@@ -36,7 +36,6 @@ class Story:
 
 def story_of(record: Mapping[str, Any], read: Mapping[str, Sequence[str]]) -> Story:
     """`record`: a run's, from the ledger; `read`: the datasets that each stage read."""
-    stopped = "cancelled" in (record.get("error") or "") or "stopped by" in (record.get("error") or "")
     code = record.get("code") or {}
     tags = {"plait.command": " ".join(["plait", *record.get("command", [])])[:4000]}
     if code:
@@ -44,7 +43,7 @@ def story_of(record: Mapping[str, Any], read: Mapping[str, Sequence[str]]) -> St
     if record.get("checkpoint"):
         tags["plait.checkpoint"] = record["checkpoint"]
     return Story(
-        status="FINISHED" if record["ok"] else "KILLED" if stopped else "FAILED",
+        status="FINISHED" if record["ok"] else "KILLED" if record.get("stopped") else "FAILED",
         description=described(record),
         tags=tags,
         metrics=record.get("evaluation") or {},

@@ -80,11 +80,16 @@ def disconnect() -> None:
         ray.shutdown()
 
 
+def is_job_server(address: str) -> bool:
+    """Whether an address is that of a job server, not of a cluster's head."""
+    return address.startswith(("http://", "https://"))
+
+
 def checked(address: str | None) -> str | None:
     """The address of a cluster's head, or None for a Ray of our own; one sentence for what is no such address."""
     if not address or address == "local":
         return None
-    if address.startswith(("http://", "https://")):
+    if is_job_server(address):
         raise UserError(
             f"{address} is the address of Ray's job server, which takes `plait run` alone: for other verbs run plait"
             " on a node of the cluster with --address HOST:PORT, the port of its head (Ray's default is 6379)"

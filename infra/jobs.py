@@ -26,11 +26,6 @@ _NAMED_BY_RAY = "job_submission_id"
 _RUN, _COMMAND = "plait_run", "plait_command"
 
 
-def is_job_server(address: str | None) -> bool:
-    """Whether an address is that of a job server, not of a cluster's head."""
-    return bool(address) and str(address).startswith(("http://", "https://"))
-
-
 @dataclass(frozen=True)
 class Submitted:
     """What the present process knows of the Ray job whose command it runs."""

@@ -96,8 +96,8 @@ def _mlflow(tracker: Callable[[], Any]) -> str:
 def _ray(address: str | None) -> str:
     if not address and not os.environ.get("RAY_ADDRESS"):
         return f"private, on this machine: {os.cpu_count()} CPUs"
-    from infra.cluster import connect, disconnect, token_is_given
-    from infra.jobs import JobServer, is_job_server
+    from infra.cluster import connect, disconnect, is_job_server, token_is_given
+    from infra.jobs import JobServer
 
     with_token = "with our token" if token_is_given() else "without a token"
     if is_job_server(where := address or os.environ["RAY_ADDRESS"]):

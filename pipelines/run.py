@@ -144,7 +144,7 @@ class Runner:
         self.open.say(f"the run ends: {how}", level="info" if self.result.ok else "error")
         self.open.close()
         with suppress(PlaitError, OSError) if self.result.error else nullcontext():  # what failed first is said
-            self._write_record()
+            self._write_record(stopped)
         self.teller.end("FINISHED" if self.result.ok else "KILLED" if stopped else "FAILED")
 
     def _note(self, sentence: str) -> None:
@@ -238,7 +238,7 @@ class Runner:
         name = str(wave) if wave and not wave.is_last else None
         return Site(self.planner, services.root, services.source, self.open, services.fleet, services.ray, services.release_actors, show, self._note, services.tracker, current, name)  # fmt: skip  # noqa: E501
 
-    def _write_record(self) -> None:
+    def _write_record(self, stopped: bool) -> None:
         document = {**self.record, **self.result.to_json(), "at": now_utc(), "pipeline": self.planner.graph.name}
-        document["stages"] = self.result.stages
+        document |= {"stages": self.result.stages, "stopped": stopped}
         self.planner.ledger.record_run(self.run_id, document)

@@ -79,8 +79,7 @@ def _seen(planner: Any, plan: Any) -> dict[str, Any]:
 
 def run(overrides: Sequence[str], asked: Ask, detach: bool, as_json: bool) -> None:
     """Run the pipeline, here or as a Ray job, and print what became of every row."""
-    from infra.cluster import checked
-    from infra.jobs import is_job_server
+    from infra.cluster import checked, is_job_server
     from pipelines.cli import submit
     from pipelines.cli.compose import setup, source_of
     from pipelines.run import Runner

@@ -81,6 +81,9 @@ def test_the_parent_run_tells_the_run_in_words_and_as_a_picture_also_long_afterw
     tracker = tracker_at(tmp_path)
     (parent,) = tracker.client.search_runs([tracker.experiment], "tags.`plait.pipeline` = 'toy'")
     assert parent.info.status == "FINISHED"
+    ended = ledger.run(ledger.runs()[-1])
+    assert story_of({**ended, "ok": False, "error": "the request was cancelled by the store"}, {}).status == "FAILED"
+    assert story_of({**ended, "ok": False, "stopped": True}, {}).status == "KILLED"
     words = parent.data.tags["mlflow.note.content"]
     for stage in ledger.run(ledger.runs()[-1])["stages"]:
         counts = " | ".join(f"{stage[name]:,}" for name in ("rows_in", "rows_out", "filtered", "quarantined"))
