@@ -113,12 +113,15 @@ def _tick(wish: Wish, overrides: Sequence[str]) -> tuple[Any, dict[str, Any] | N
 
     One at a time in a root: whoever comes second waits, and then finds the work done.
     """
-    from infra.cluster import checked
+    from infra.cluster import checked, is_job_server
     from infra.ledger import Claim, Ledger
     from pipelines.cli.compose import setup
 
     made = setup(["pipeline=evaluate", *overrides])
-    checked(made.config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    address = made.config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address and is_job_server(address):
+        return made, _as_a_job(made, wish, address)
+    checked(address)
     claim = Claim(Ledger(made.root).folder("locks", LOCK), f"evaluate-{os.getpid()}")
     told: list[str] = []
 
@@ -134,23 +137,36 @@ def _tick(wish: Wish, overrides: Sequence[str]) -> tuple[Any, dict[str, Any] | N
         claim.release()
 
 
-def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
+def _as_a_job(made: Any, wish: Wish, address: str) -> dict[str, Any] | None:
+    """The look as a Ray job, where the root seen from here has something to score: one at a time there too."""
+    from pipelines.cli.submit import scored_by
+
+    return None if _asked(made, wish) is None else scored_by(made, address)
+
+
+def _asked(made: Any, wish: Wish) -> Any:
+    """The planner of what is to be scored; None where nothing is."""
     from pipelines.evaluate import with_listed
-    from pipelines.run import Runner
 
     graph = with_listed(made.graph, listed_for(made, wish))
     if graph is None:
         return None
-    made = replace(made, graph=graph)
-    asked = Ask()
-    planner = planner_of(made, asked, None)
-    if all(plan.state == "fresh" for plan in planner.plan_all()):
+    planner = planner_of(replace(made, graph=graph), Ask(), None)
+    return None if all(plan.state == "fresh" for plan in planner.plan_all()) else planner
+
+
+def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
+    from pipelines.run import Runner
+
+    planner = _asked(made, wish)
+    if planner is None:
         return None
+    made = replace(made, graph=planner.graph)
     show.keep_stdout()
     progress = show.ConsoleProgress()
     try:
         services = services_of(made, None, progress)
-        runner = Runner(planner, services, asked, record())
+        runner = Runner(planner, services, planner.ask, record())
         services.ray = stopped_by_signals(runner.open, progress, services.ray)
         return runner.run().to_json()
     finally:

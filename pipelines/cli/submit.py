@@ -1,4 +1,5 @@
-"""`plait run --address http://HEAD:8265`: the same command as a job of Ray, followed from here by the root alone.
+"""`plait run --address http://HEAD:8265`, and `plait evaluate`: the same command as a job of Ray, followed from here by
+the root alone.
 
 Nothing of the run depends on this process: the driver works on the cluster, the ledger has what it does, and whoever
 reads the root can follow and cancel it. The job server is asked only how the job is where the ledger is silent.
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.types import PlaitError, RunError, UserError, without_secrets
+from infra.types import PlaitError, RunError, StoppedError, UserError, without_secrets
 from pipelines.cli import checkout, show
 
 POLL_S = 2.0
@@ -26,24 +27,51 @@ SETTLE_S = 10.0
 """How long the record of a run may come after the end of its job, or after its last sign of life."""
 UNHEARD_S = 60.0
 """How long a run may take to begin while the job server does not answer."""
-OF_THIS_MACHINE = ("--json", "--detach", "--quiet")
+OF_THIS_MACHINE = ("--json", "--detach", "--quiet", "--watch")
+_WITH_A_VALUE = ("--address", "--page", "--every")
+"""Of this machine too, and the word behind them."""
 
 
 def submit(made: Any, address: str, detach: bool, as_json: bool) -> None:
-    """Submit the command line as a job; follow it and end as it ends, or with `detach` return at once."""
+    """Submit `plait run` as a job; follow it and end as it ends, or with `detach` return at once."""
+    from pipelines.cli import work
+
+    run = _sent(made, address, as_json, looks=not detach)
+    if detach:
+        show.say(run.how_to_go_on())
+        if as_json:
+            show.emit({"run_id": run.run_id, "job": run.job, "address": run.server.address, "root": made.root.uri})
+        return
+    record = run.followed()
+    if record is None:
+        raise RunError(f"Ray job {run.job} ended and left no run: see plait status, and the cluster's log of the job")
+    work.show_record(made, record, as_json)
+    raise SystemExit(record["exit"])
+
+
+def scored_by(made: Any, address: str) -> dict[str, Any] | None:
+    """Submit `plait evaluate` as a job and follow it to its end; None where somebody else had scored it all by then."""
+    record = _sent(made, address, False, looks=True).followed()
+    if record is not None and not record["ok"]:
+        raise RunError(str(record["error"]))
+    return record
+
+
+def _sent(made: Any, address: str, as_json: bool, *, looks: bool) -> _Followed:
+    """The command line, submitted; `looks`: whether the root must be readable from here."""
     from infra.jobs import JobServer
     from pipelines.run import new_run_id
 
     for text in sys.argv[1:]:
         if without_secrets(text) != text:
             raise UserError(f"{without_secrets(text)} holds a secret, and whoever sees the cluster sees its jobs' commands: set it in the cluster's environment, or name the variable in cluster.env")  # fmt: skip  # noqa: E501
-    command = ["python", "-m", "pipelines.cli.main", *for_the_cluster(sys.argv[1:]), *_places(made), *_no_address()]
+    command = ["python", "-m", "pipelines.cli.main", *for_the_cluster(sys.argv[1:]), *_places(made), *_no_address(made)]
     missing = [name for name in made.config.cluster.env if name not in os.environ]
     if missing:
         raise UserError(f"cluster.env names {', '.join(missing)}, not set here: export it, or leave it out")
     server = JobServer(address)
     run = _Followed(made, server, new_run_id(), as_json)
-    if not detach:
+    if looks:
         run.look()  # before anything is sent: whether the root can be read from here
     env = {name: os.environ[name] for name in made.config.cluster.env}
     with tempfile.TemporaryDirectory(prefix="plait-code-") as folder:
@@ -52,14 +80,8 @@ def submit(made: Any, address: str, detach: bool, as_json: bool) -> None:
             show.say(f"sending {num_files} files of code, {num_bytes / 2**20:.1f} MiB")
         code = Path(folder) if made.config.cluster.code else None
         run.job = server.submit(run.run_id, command, sys.argv[1:], code, env)
-    address = without_secrets(address)
-    show.say(f"submitted to {address} as Ray job {run.job}: run {run.run_id}")
-    if detach:
-        show.say(run.how_to_go_on())
-        if as_json:
-            show.emit({"run_id": run.run_id, "job": run.job, "address": address, "root": made.root.uri})
-        return
-    run.follow()
+    show.say(f"submitted to {without_secrets(address)} as Ray job {run.job}: run {run.run_id}")
+    return run
 
 
 def for_the_cluster(arguments: Sequence[str]) -> list[str]:
@@ -68,30 +90,32 @@ def for_the_cluster(arguments: Sequence[str]) -> list[str]:
     before = ""
     for text in arguments:
         name = text.lstrip("+~").partition("=")[0]
-        if "--address" not in (text, before) and name not in (*OF_THIS_MACHINE, "--address", "cluster.address"):
+        if before not in _WITH_A_VALUE and name not in (*OF_THIS_MACHINE, *_WITH_A_VALUE, "cluster.address"):
             kept.append(text)
         before = text
     return kept
 
 
-def _no_address() -> list[str]:
+def _no_address(made: Any) -> list[str]:
     """Where a file of conf/ names the job server, the job must not submit itself: on the cluster RAY_ADDRESS counts."""
     from pipelines.cli.compose import compose
 
-    words = for_the_cluster(sys.argv[1:])[1:]
-    named = compose([text for text in words if "=" in text and not text.startswith("-")]).cluster.address
+    words = [text for text in for_the_cluster(sys.argv[1:])[1:] if "=" in text and not text.startswith("-")]
+    named = compose([f"pipeline={made.config.pipeline}", *words]).cluster.address
     return ["cluster.address=null"] if named else []
 
 
 def _places(made: Any) -> list[str]:
     """Folders as the cluster will find them; one sentence for what only this machine has."""
+    from pipelines.graph import is_listing
+
     config = made.config
     found: list[str] = []
     is_folder = "://" not in (config.storage.root or config.root)
     if is_folder:
         name = "storage.root" if config.storage.root else "root"
         found.append(f"{name}={_shared(made, name, config.storage.root or config.root)}")
-    elif config.source is None:
+    elif config.source is None and any(is_listing(node.stage) for node in made.graph):
         raise UserError("no source is given, and the sample corpus would lie on the cluster's head alone: give source=s3://bucket/prefix")  # fmt: skip  # noqa: E501
     if config.source is not None and "://" not in config.source:
         found.append(f"source={_shared(made, 'source', config.source)}")
@@ -137,22 +161,19 @@ class _Followed:
         at = root_hint(self.made)
         return f"plait logs --follow --run {self.run_id}{at} follows it, plait cancel {self.run_id}{at} stops it"
 
-    def follow(self) -> None:
-        """Show what it shows until it ends, and end as it does. Ctrl-C leaves it alone."""
-        from pipelines.cli import work
-
+    def followed(self) -> dict[str, Any] | None:
+        """Show what it shows until it ends; its record, or None of a job that found nothing to do. Ctrl-C leaves it
+        alone."""
         runs = self.look()
         progress = show.ConsoleProgress()
         try:
-            record = self._until_ended(runs, progress)
+            return self._until_ended(runs, progress)
         except KeyboardInterrupt:
-            raise RunError(f"stopped following, and run {self.run_id} goes on: {self.how_to_go_on()}") from None
+            raise StoppedError(f"stopped following, and run {self.run_id} goes on: {self.how_to_go_on()}") from None
         finally:
             progress.stop()
-        work.show_record(self.made, record, self.as_json)
-        raise SystemExit(record["exit"])
 
-    def _until_ended(self, runs: Any, progress: Any) -> dict[str, Any]:
+    def _until_ended(self, runs: Any, progress: Any) -> dict[str, Any] | None:
         from pipelines.shown import Mirror
 
         mirror, silence = Mirror(progress), _Silence(self, runs, progress)
@@ -168,19 +189,22 @@ class _Followed:
                 silence.note(f"the root cannot be read at the moment ({without_secrets(str(error))[:200]})")
                 is_gone = has_begun = False
             if is_gone:
-                raise self._gone(has_begun)
+                self._gone(has_begun)
+                return None
             time.sleep(POLL_S)
 
-    def _gone(self, has_begun: bool) -> PlaitError:
-        """Why it left no record."""
+    def _gone(self, has_begun: bool) -> None:
+        """Raise why it left no record; nothing to raise of a job that ended well without a run."""
         if has_begun:
             again = f"run `{shlex.join(['plait', *sys.argv[1:]])}` again"
-            return RunError(f"run {self.run_id} was killed with Ray job {self.job}; finished shards are kept: {again}, on a new cluster if this one is gone")  # fmt: skip  # noqa: E501
+            raise RunError(f"run {self.run_id} was killed with Ray job {self.job}; finished shards are kept: {again}, on a new cluster if this one is gone")  # fmt: skip  # noqa: E501
         ended = self.server.ended(self.job)
+        if ended.exit_code == 0:
+            return
         said = [line.removeprefix("plait: ") for line in ended.said if line.startswith("plait: ")] or ended.said
         why = without_secrets(said[-1]) if said else "its cluster is gone"
         kind = UserError if ended.exit_code == 2 else RunError
-        return kind(f"{why} (Ray job {self.job} ended before its run began)")
+        raise kind(f"{why} (Ray job {self.job} ended before its run began)")
 
 
 class _Silence:

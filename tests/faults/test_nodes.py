@@ -22,6 +22,7 @@ from pipelines.standing import Standing
 from tests.conftest import REPO, S3_CREDENTIALS, answered, plait
 from tests.faults.nodes_world import WORDS, with_source
 from tests.nodes import Nodes
+from tests.pipelines.test_evaluate import SMALL, Root
 
 PIPELINE = "pipeline=tests.faults.nodes_world"
 SLOWLY = ["cluster.workers=3", "cluster.stages.lengths.shard_rows=2", "cluster.stages.lengths.batch_rows=2"]
@@ -198,6 +199,22 @@ def test_a_submitted_run_is_cancelled_by_the_root_and_a_sentence_of_the_cluster_
     early = begin(nodes, here, [*command(nodes, here), "--to", "nothing"])
     _, shown = early.communicate(timeout=60)
     assert early.returncode == 2 and "nothing" in shown.splitlines()[-1], shown
+
+
+@pytest.mark.slow
+def test_checkpoints_are_scored_by_a_job_and_nothing_is_sent_where_nothing_is_left_to_score(nodes, tmp_path):
+    root = Root(tmp_path)
+    root.save(10)
+    there = [f"root={root.bucket.folder}", *SMALL, f"cluster.shared=[{tmp_path}]", "--address", nodes.job_server]
+    page = tmp_path / "scores.html"
+    process = begin(nodes, tmp_path, ["evaluate", *there, "--page", str(page), "--json"])
+    said, shown = process.communicate(timeout=120)
+    assert process.returncode == 0 and "as Ray job plait-" in shown, shown
+    found = json.loads(said.splitlines()[-1])
+    assert found["run"]["job"].startswith("plait-") and {row["step"] for row in found["scores"]} == {10}
+    assert len(found["scores"]) == len(root.scores()) and "composition" in page.read_text()
+    again = plait("evaluate", *there, cwd=tmp_path, env=laptop(nodes, tmp_path))
+    assert again.returncode == 0 and "Nothing to do" in again.stdout and "Ray job" not in again.stderr, again.stderr
 
 
 @pytest.mark.slow
