@@ -1,10 +1,12 @@
-"""What row stages tell while they work, as Ray metrics at the driver's node: units and rows, backlog and actors.
+"""What row stages and evaluations tell while they work, as Ray metrics at the driver's node.
 
     plait_units_total{stage, run, outcome}     units that ended: made, empty, filtered, quarantined
     plait_rows_total{stage, run}               rows that were made of them
     plait_requests_total{stage, run, kind}     requests to the store, of tasks that ended (infra/requests.py)
     plait_backlog{stage, run}                  units that wait or are at work
     plait_actors{stage, run}                   actors that the stage has now
+    plait_evaluation_waiting{training}         checkpoints that have no score yet
+    plait_evaluation_lag_steps{training}       steps from the newest checkpoint with a score to the newest one
 
 Ray writes `ray_` before each. What a training tells is in stages/workers/gauges.py, with what there is to know of how
 long a value stays.
@@ -12,13 +14,17 @@ long a value stays.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 OUTCOMES = ("made", "empty", "filtered", "quarantined")
 TAGS = ("stage", "run")
+AGAIN_S = 5.0
+"""A value that is not set again is forgotten after twenty seconds (stages/workers/gauges.py)."""
 
 
 class Meter:
@@ -52,6 +58,30 @@ class Meter:
             counter.inc(num, self._tags | tags)
 
 
+@contextmanager
+def evaluating(lags: Mapping[str, tuple[int, int]]) -> Iterator[None]:
+    """While an evaluation goes on: of each training how many checkpoints wait, and by how many steps scores lag."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        import ray
+
+        while not ended.wait(AGAIN_S if ray.is_initialized() else 0.5):
+            if not ray.is_initialized():  # a run starts it when it first needs it
+                continue
+            for training, (waiting, steps) in lags.items():
+                _declared().waiting.set(waiting, {"training": training})
+                _declared().lag_steps.set(steps, {"training": training})
+
+    thread = threading.Thread(target=tell, name="plait-evaluating", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class _Metrics:
     def __init__(self) -> None:
         from ray.util import metrics
@@ -61,6 +91,9 @@ class _Metrics:
         self.requests: Any = metrics.Counter("plait_requests_total", "Requests to the store.", (*TAGS, "kind"))
         self.backlog: Any = metrics.Gauge("plait_backlog", "Units that wait or are at work.", TAGS)
         self.actors: Any = metrics.Gauge("plait_actors", "Actors of the stage.", TAGS)
+        of: tuple[str, ...] = ("training",)
+        self.waiting: Any = metrics.Gauge("plait_evaluation_waiting", "Checkpoints without a score.", of)
+        self.lag_steps: Any = metrics.Gauge("plait_evaluation_lag_steps", "Steps that have no score yet.", of)
 
 
 @lru_cache(maxsize=1)

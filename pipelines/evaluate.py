@@ -7,7 +7,7 @@ made them, and while they are made.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -74,6 +74,17 @@ def scored(store: Store) -> list[Listed]:
     """The checkpoints that have scores, or are being scored: they keep them when their files are gone."""
     columns = tuple(field.name for field in fields(Listed))
     return [Listed(**row) for row in rows_of(store, Checkpoints.writes, columns)]
+
+
+def lags(found: Sequence[Listed], marked: Collection[tuple[str, int]]) -> dict[str, tuple[int, int]]:
+    """Of each training: how many of its checkpoints have no score, and how many steps lie between the newest one that
+    has and the newest. `marked`: training and step of those that have."""
+    told: dict[str, tuple[int, int]] = {}
+    for training in dict.fromkeys(one.training for one in found):
+        steps = {one.step for one in found if one.training == training}
+        bare = {step for step in steps if (training, step) not in marked}
+        told[training] = len(bare), max(steps) - max(steps - bare, default=0)
+    return told
 
 
 def rows_of(store: Store, dataset: str, columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -156,6 +156,8 @@ def _asked(made: Any, wish: Wish) -> Any:
 
 
 def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
+    from infra.telemetry import evaluating
+    from pipelines.evaluate import lags
     from pipelines.run import Runner
 
     planner = _asked(made, wish)
@@ -168,7 +170,8 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
         services = services_of(made, None, progress)
         runner = Runner(planner, services, planner.ask, record())
         services.ray = stopped_by_signals(runner.open, progress, services.ray)
-        return runner.run().to_json()
+        with evaluating(lags(_found(made), {(row["training"], row["step"]) for row in _scores(made)})):
+            return runner.run().to_json()
     finally:
         progress.stop()
         stop_ray()
@@ -177,13 +180,10 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
 def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
     """What has rows already, and what is new: the one that is wanted, or the newest within the budget."""
     from infra.store import Store
-    from pipelines.checkpoints import Checkpoints
-    from pipelines.evaluate import listed, scored
+    from pipelines.evaluate import scored
 
-    store = Store(made.root)
-    before = scored(store)
+    found, before = _found(made), scored(Store(made.root))
     known = {one.files_sha256 for one in before}
-    found = [listed(one) for one in Checkpoints(store).all()]
     new = [one for one in found if one.files_sha256 not in known]
     if wish.target:
         matching = [one for one in found if is_called(one.checkpoint, one.training, one.step, wish.target)]
@@ -195,6 +195,15 @@ def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
     if not wish.target and budget is not None:
         new = new[-budget:]
     return tuple(sorted([*before, *new], key=lambda one: (one.begun, one.training, one.step)))
+
+
+def _found(made: Any) -> list[Any]:
+    """The checkpoints that lie in the root."""
+    from infra.store import Store
+    from pipelines.checkpoints import Checkpoints
+    from pipelines.evaluate import listed
+
+    return [listed(one) for one in Checkpoints(Store(made.root)).all()]
 
 
 def _scores(made: Any) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from pipelines.checkpoints import Checkpoints
 from pipelines.cli.compose import setup
 from pipelines.cli.cron import emitted, schedule_of
 from pipelines.cli.evaluate import When, Wish, evaluate, listed_for
-from pipelines.evaluate import rows_of, with_listed
+from pipelines.evaluate import lags, listed, rows_of, with_listed
 from pipelines.plan import Planner
 from pipelines.run import Runner, Services
 from stages.extract import Indices
@@ -109,6 +109,14 @@ class Root:
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
     return Root(tmp_path)
+
+
+def test_how_far_scores_are_behind_is_known_of_each_training(root: Root) -> None:
+    for step in (10, 20, 30):
+        root.save(step)
+    found = [listed(one) for one in Checkpoints(Store(root.bucket)).all()]
+    assert lags(found, {(KEY, 10), ("another", 30)}) == {KEY: (2, 20)}
+    assert lags(found, set()) == {KEY: (3, 30)} and lags(found, {(KEY, 10), (KEY, 20), (KEY, 30)}) == {KEY: (0, 0)}
 
 
 def test_every_checkpoint_and_question_is_worked_on_once_while_a_training_puts_more(root: Root, ray: Any) -> None:
