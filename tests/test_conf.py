@@ -52,6 +52,7 @@ def test_sql_urls_and_paths_need_no_second_quoting():
     ("override", "sentence"),
     [
         ("clips.treshold=3", "did you mean clips.threshold"),
+        ("marks.resamples=9", "of another pipeline, add pipeline=evaluate"),
         ("clip.threshold=3", "did you mean clips.threshold|clip is no stage"),
         ("clips.threshold=many", "clips.threshold='many' is not allowed"),
         ("recipe=emu9", "recipe is one of"),

@@ -163,15 +163,16 @@ def _sentence(error: Exception, overrides: Sequence[str]) -> str:
 def _near(name: str) -> str:
     import yaml
 
-    known: set[str] = set()
+    known: dict[str, str] = {}
     for path in CONF.rglob("*.yaml"):
         tree = yaml.safe_load(path.read_text()) or {}
         group = (
             "" if path.parent.name in ("conf", "pipeline", "recipe", "scale", "tokenizer") else path.parent.name + "."
         )
         for key, value in tree.items():
-            known.add(f"{group}{key}")
-            if isinstance(value, dict):
-                known |= {f"{group}{key}.{k}" for k in value}
+            inner = [f"{group}{key}.{k}" for k in value] if isinstance(value, dict) else []
+            known |= dict.fromkeys([f"{group}{key}", *inner], path.stem if path.parent.name == "pipeline" else "")
+    if known.get(name):
+        return f"it is one of another pipeline, add pipeline={known[name]}"
     near = difflib.get_close_matches(name, sorted(known), 1)
     return f"did you mean {near[0]}?" if near else "settings have a stage's name, as in clips.threshold=30"
