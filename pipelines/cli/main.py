@@ -93,7 +93,7 @@ def run(  # noqa: PLR0913, PLR0917 - a flag each
     quiet: Annotated[bool, typer.Option("--quiet", help="Say errors, and one line at the end.")] = False,
     json: Json = False,
 ) -> None:
-    """Bring all stages to their newest state, or go on after a crash.
+    """Bring all stages up to date, or go on after a crash.
 
     Computes only what moved; after a crash, Ctrl-C or `plait cancel` the same command goes on.
     """
@@ -115,7 +115,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
     json: Json = False,
 ) -> None:
-    """What a run, or one stage of it, said: from the bucket alone."""
+    """What a run, or one stage of it, said. Read from the bucket alone."""
     going.logs(arguments or [], run, follow, json)
 
 
@@ -123,7 +123,7 @@ def logs(
 def cancel(
     arguments: Annotated[list[str] | None, typer.Argument(help="RUN, then overrides.")] = None, json: Json = False
 ) -> None:
-    """Ask a run to stop, from any host that sees the root; finished shards are kept."""
+    """Ask a run to stop, from any host. Finished shards are kept."""
     going.cancel(arguments or [], json)
 
 
@@ -154,7 +154,7 @@ def lineage(
     ] = False,
     json: Json = False,
 ) -> None:
-    """From a checkpoint back to raw files, or from a raw file forward."""
+    """From a checkpoint back to raw files, or forward from one."""
     look.lineage(target, overrides or [], down, json)
 
 
@@ -186,7 +186,7 @@ def export(
     layout: Annotated[str | None, typer.Option(help="Where several fit: emu3 for Llama's.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a checkpoint as transformers reads it, and what it came from."""
+    """Write a checkpoint as transformers reads it. What it came from goes with it."""
     out.export(target, folder, overrides or [], kind, layout, json)
 
 
@@ -215,7 +215,7 @@ def sample(  # noqa: PLR0913, PLR0917 - a flag each
     stream: Annotated[bool, typer.Option("--stream", help="Rewrite the pictures as they grow, and show one.")] = False,
     json: Json = False,
 ) -> None:
-    """Draw pictures, films or texts from a checkpoint, each from a seed of its own."""
+    """Draw pictures, films or texts from a checkpoint. Each has a seed of its own."""
     from pipelines.sample import Wish
 
     prompts, overrides = drawn.prompts_and_overrides(arguments or [])
@@ -236,7 +236,7 @@ def doctor(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Look at what a run needs: packages, store, clock, disk, source, MLflow, Ray."""
+    """Look whether all that a run needs is there. Packages, store, clock, disk, source, MLflow, Ray."""
     health.doctor([*(overrides or []), *work.at(address)], storage, json)
 
 
@@ -248,7 +248,7 @@ def ui(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8420,
 ) -> None:
-    """Open the explorer in a browser: the graph, clips, packs, trainings, evaluations. Reads only."""
+    """See all of it in a browser. The graph, clips, packs, trainings, evaluations; it reads only."""
     explore.ui(overrides or [], host, port)
 
 
@@ -260,7 +260,7 @@ def forget(
     purge: Annotated[bool, typer.Option("--purge", help="Also remove the bytes from older versions.")] = False,
     json: Json = False,
 ) -> None:
-    """Honour a takedown: drop all rows derived from raw content, name what it tainted."""
+    """Take raw content down, and all rows derived from it. Names the checkpoints that it tainted."""
     work.forget(target, overrides or [], dry_run, purge, json)
 
 
@@ -271,7 +271,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete it.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete files that nothing names any more: of lost races and dead tries."""
+    """Delete files that nothing names any more. They are of lost races and dead tries."""
     if dry_run == yes:
         raise UserError("plait gc needs --dry-run to list or --yes to delete")
     look.gc(overrides or [], yes, json)
@@ -281,7 +281,7 @@ def gc(
 def compact(
     arguments: Annotated[list[str] | None, typer.Argument(help="STAGE ..., then overrides.")] = None, json: Json = False
 ) -> None:
-    """Write the standing versions as fewer files; nothing goes stale."""
+    """Write the standing versions as fewer files. Nothing goes stale."""
     look.compact(arguments or [], json)
 
 
@@ -300,7 +300,7 @@ def evaluate(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Score every checkpoint that has no score yet, whoever made it."""
+    """Score every checkpoint that has no score yet. It does not matter who made it."""
     when = evaluation.When(watch, once, every, emit_cron, image)
     evaluation.evaluate(arguments or [], when, evaluation.Wish(budget=budget), address, page, json)
 
@@ -317,7 +317,7 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="With --out: most pairs.")] = 200,
     json: Json = False,
 ) -> None:
-    """Let people choose between two checkpoints' answers, blind; then read their votes."""
+    """Let people choose between checkpoints, blind. Their votes are read back."""
     wish = comparison.Wish(page=page, votes=tuple(votes or ()), suite=suite, seed=seed, limit=limit)
     comparison.compare(arguments or [], wish, json)
 

@@ -268,7 +268,7 @@ def _look_next(console: Any, root: str, has_model: bool) -> None:
         ]
     else:
         things += [
-            (f"plait status{root}", "this table again, at any time"),
+            (f"plait status{root}", "this table again, and why units gave no row"),
             (f"plait quarantine{root}", "what could not be processed, and why"),
         ]
     console.print()
