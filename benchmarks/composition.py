@@ -1,6 +1,7 @@
 """The composition suite on truth, on truth redrawn by tokenizers (the most that is possible), and on checkpoints.
 
     python -m benchmarks.composition truth [TOKENIZER ...]             folders of checkpoints of a tokenizer
+    python -m benchmarks.composition scales TOKENIZER ...              redrawn from the first scales alone
     python -m benchmarks.composition patches 8:256 4:256 ...           side of a patch, number of codes
     python -m benchmarks.composition curve TEXT TOKENIZER MODEL ...    folders of checkpoints, one row each
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,9 @@ from models.any_to_any import AnyToAny, load_model
 from models.generate.choosing import Sampling
 from models.generate.pictures import Asked, pictures
 from models.raster import TextTokenizer
+from models.tokenizers import multiscale
 from models.tokenizers.interface import VisionTokenizer, load_tokenizer, to_bytes, to_pixels
+from models.tokenizers.nextflow import NextFlowTokenizer
 from models.tokenizers.text import load_text_tokenizer
 from stages import sample_world as world
 from stages.evaluate.detector_pixels import detected
@@ -49,6 +52,20 @@ def redrawn(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray]) -> list[
     for start in range(0, len(pictures), BATCH):
         pixels = to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])[:, None]))
         out += list(to_bytes(tokenizer.decode(tokenizer.encode(pixels)))[:, 0].numpy())
+    return out
+
+
+def begun(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray], num_scales: int) -> list[np.ndarray]:
+    """Pictures through a next-scale tokenizer and back, from their first scales alone."""
+    assert isinstance(tokenizer, NextFlowTokenizer)
+    scales, out = tokenizer.scales(1, *pictures[0].shape[:2]), list[np.ndarray]()
+    for start in range(0, len(pictures), BATCH):
+        found = tokenizer.encode(to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])[:, None])))
+        assert found.ids is not None
+        adds = list(multiscale.parts(found.ids, scales, scales[-1], tokenizer.lookup))[:num_scales]
+        with torch.no_grad():
+            pixels = tokenizer.decoder(torch.stack(adds).sum(0)).clamp(-1, 1)
+        out += list(to_bytes(pixels[:, None])[:, 0].numpy())
     return out
 
 
@@ -125,21 +142,36 @@ def main(given: argparse.Namespace) -> None:
     """Print the tables."""
     suite = Composition(prompts_per_task=given.prompts)
     questions = list(suite.questions(None))
+    if given.what == "curve":
+        curve(given, suite, questions)
+        return
+    scenes = [rendered(scene, seed, given.pixels) for seed, (_, scene) in enumerate(suite.scenes())]
     if given.what == "truth":
-        scenes = [rendered(scene, seed, given.pixels) for seed, (_, scene) in enumerate(suite.scenes())]
         print("truth")
         report(suite, questions, scenes)
-        for folder in given.folders:
-            print(folder)
-            report(suite, questions, redrawn(load_tokenizer(Path(folder)), scenes))
+    for one in given.folders:
+        for title, shown in possible(given.what, one, scenes):
+            print(f"{title}: {one}")
+            report(suite, questions, shown)
+
+
+def possible(what: str, one: str, scenes: Sequence[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """The scenes as a tokenizer, the first scales of one, or patches can show them."""
+    if what == "patches":
+        side, codes = map(int, one.split(":"))
+        yield f"patches of {side}x{side}, {codes} codes", patched(scenes, side, codes)
         return
-    if given.what == "patches":
-        scenes = [rendered(scene, seed, given.pixels) for seed, (_, scene) in enumerate(suite.scenes())]
-        for one in given.folders:
-            side, codes = map(int, one.split(":"))
-            print(f"patches of {side}x{side}, {codes} codes")
-            report(suite, questions, patched(scenes, side, codes))
+    tokenizer = load_tokenizer(Path(one))
+    if what == "truth":
+        yield "redrawn", redrawn(tokenizer, scenes)
         return
+    assert isinstance(tokenizer, NextFlowTokenizer), f"{one} has no scales"
+    for count in range(1, len(tokenizer.scales(1, *scenes[0].shape[:2])) + 1):
+        yield f"the first {count} scales of {tokenizer.shape.scales}", begun(tokenizer, scenes, count)
+
+
+def curve(given: argparse.Namespace, suite: Composition, questions: Sequence[Question]) -> None:
+    """What checkpoints draw."""
     text, tokenizer = load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1]))
     how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
     for folder in given.folders[2:]:
@@ -157,7 +189,7 @@ def main(given: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["truth", "patches", "curve"])
+    parser.add_argument("what", choices=["truth", "scales", "patches", "curve"])
     parser.add_argument("folders", nargs="*", help="folders of checkpoints, or SIDE:CODES")
     parser.add_argument("--pixels", type=int, default=64, help="of a side: what the checkpoints were trained on")
     parser.add_argument("--prompts", type=int, default=60, help="of each task")
