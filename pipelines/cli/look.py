@@ -53,6 +53,8 @@ def status(overrides: Sequence[str], as_json: bool) -> None:
     for run in going:
         said = f"Going on: {run['run_id']} {show.place(run)} since {run['at'][:19]}, plait"
         console.print(f"{said} {' '.join(run['command'])}", markup=False, soft_wrap=True)
+        if so_far := show.so_far(runs.shown(run["run_id"])):
+            console.print(so_far, "")
     if killed:
         console.print(show.killed(killed), markup=False, soft_wrap=True)
     if not stages:

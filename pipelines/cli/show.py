@@ -95,6 +95,9 @@ def emit_error(sentence: str, as_json: bool) -> None:
         emit({"ok": False, "error": sentence})
 
 
+_REST = ("empty", "filtered", "quarantined")
+
+
 class ConsoleProgress:
     """Progress of a run on standard error: bars on a terminal, one line per finished stage elsewhere."""
 
@@ -128,7 +131,7 @@ class ConsoleProgress:
             self.live.remove_task(self.tasks.pop(entry["name"]))
         if entry["state"] not in ("fresh", "skipped") and not _quiet:
             line = f"{entry['name']:<15}{entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
-            rest = ", ".join(f"{entry[k]} {k}" for k in ("empty", "filtered", "quarantined") if entry[k])
+            rest = ", ".join(f"{entry[k]} {k}" for k in _REST if entry[k])
             self.live.console.print(line + (f"   {rest}" if rest else ""), markup=False)
 
     def note(self, sentence: str) -> None:
@@ -153,6 +156,19 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], lef
     for row in rows:
         made.add_row(*(v if isinstance(v, str) else _n(v) for v in row))
     return made
+
+
+def so_far(shown: Mapping[str, Any]) -> Table | None:
+    """What a run that goes on shows on its own screen (`pipelines/shown.py`); None where it has shown nothing yet."""
+    ended = [said["finished"] for said in shown.get("said", ()) if "finished" in said]
+    rows = [
+        [e["name"], e["state"], _n(e["rows_out"]), ", ".join(f"{e[k]} {k}" for k in _REST if e[k])]
+        for e in ended
+        if e["state"] not in ("fresh", "skipped")
+    ]
+    for name, (done, total, what) in shown.get("stages", {}).items():
+        rows.append([name, "at work", f"{_n(done)} of {_n(total or None)}", what])
+    return table("So far", ("stage", "state", "rows, or units done", ""), rows, left=4) if rows else None
 
 
 def funnel(stages: Sequence[Mapping[str, Any]], title: str = "Funnel") -> Table:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,7 +145,11 @@ def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_afte
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until(lambda: list(tmp_path.glob("root/ledger/lengths/*/shard.*")), 60)
-    (running,) = answered("status", *where, cwd=tmp_path)["running"]
+    until(lambda: any('"lengths"' in p.read_text() for p in tmp_path.glob("root/ledger/runs/*/shown")), 30)
+    seen = plait("status", *where, "--json", cwd=tmp_path)
+    (running,) = json.loads(seen.stdout.splitlines()[-1])["running"]
+    assert re.search(r"^words +done +100$", seen.stderr, re.MULTILINE), seen.stderr
+    assert re.search(r"^lengths +at work +\d+ of 100", seen.stderr, re.MULTILINE), seen.stderr
     assert running["pid"] == process.pid and running["command"][0] == "run"
     plan = answered("plan", *where, "source=src", cwd=tmp_path)
     assert {s["name"]: s["state"] for s in plan["stages"]}["lengths"] == "waiting"
