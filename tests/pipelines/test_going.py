@@ -148,7 +148,7 @@ def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_afte
     until(lambda: any('"lengths"' in p.read_text() for p in tmp_path.glob("root/ledger/runs/*/shown")), 30)
     seen = plait("status", *where, "--json", cwd=tmp_path)
     (running,) = json.loads(seen.stdout.splitlines()[-1])["running"]
-    assert re.search(r"^words +done +100$", seen.stderr, re.MULTILINE), seen.stderr
+    assert re.search(r"^words +done +100 *$", seen.stderr, re.MULTILINE), seen.stderr
     assert re.search(r"^lengths +at work +\d+ of 100", seen.stderr, re.MULTILINE), seen.stderr
     assert running["pid"] == process.pid and running["command"][0] == "run"
     plan = answered("plan", *where, "source=src", cwd=tmp_path)
