@@ -78,7 +78,7 @@ def sample(found: Subject, wish: Wish, seen: Seen | None = None) -> dict[str, An
     turns = [(prompt, wish.seed + place) for prompt in wish.prompts or [""] for place in range(wish.number)]
     ones = [_One(number, *turn) for number, turn in enumerate(turns)]
     wish.folder.mkdir(parents=True, exist_ok=True)
-    way = _way(wish)
+    way = _way(found, wish)
     samples: list[dict[str, Any]] = []
     sheet: list[NDArray[np.uint8]] = []
     for start in range(0, len(ones), _TOGETHER):
@@ -100,12 +100,14 @@ _Drawn = tuple[list[str], str | None, Sequence[NDArray[np.uint8]]]
 """Files, text, and pictures for the sheet."""
 
 
-def _way(wish: Wish) -> Callable[..., Iterator[_Drawn]]:
+def _way(found: Subject, wish: Wish) -> Callable[..., Iterator[_Drawn]]:
+    """What is drawn; of a model that knows films alone films, unless something else is wished."""
     if wish.image:
         return _texts
     if wish.text:
         return _documents
-    return _films if wish.video or (wish.frames or 1) > 1 else _stills
+    films_alone = found.still is None and found.film is not None and wish.size is None
+    return _films if wish.video or (wish.frames or (2 if films_alone else 1)) > 1 else _stills
 
 
 def _stills(found: Subject, wish: Wish, how: Sampling, ones: Sequence[_One], seen: Seen | None) -> Iterator[_Drawn]:
@@ -168,7 +170,7 @@ def _documents(found: Subject, wish: Wish, how: Sampling, ones: Sequence[_One], 
     """Documents that go on, with a picture where the model begins one."""
     from models.generate.texts import Going, continued
 
-    draws = found.still is not None or wish.size is not None
+    draws = found.still is not None or found.film is not None or wish.size is not None
     asked = [_still(found, wish)] if draws else []
     going = Going(max_tokens=wish.max_tokens, pictures=asked, how=replace(how, guidance=1.0), how_pictures=how)
     words: list[list[Part]] = [[found.text.encode(one.prompt)] if one.prompt else [] for one in ones]
@@ -195,10 +197,15 @@ def _pixels(found: Subject, picture: Picture, asked: Asked) -> NDArray[np.uint8]
 
 
 def _still(found: Subject, wish: Wish) -> Asked:
-    """What pictures are drawn."""
+    """What pictures are drawn; of a model that knows films alone single frames."""
     from models.generate.pictures import Asked
+    from models.layout import finest
 
     if wish.size is None:
+        if found.still is None and found.film is not None:
+            (_, rows, columns), (_, side) = finest(found.film.grids), found.tokenizer.stride
+            grids = found.tokenizer.grids(found.tokenizer.stride[0], rows * side, columns * side)
+            return Asked(grids=grids, negative=wish.negative)
         if found.still is None:
             raise UserError("nobody knows which pictures this checkpoint was trained on: add --size PIXELS")
         return replace(found.still, negative=wish.negative)

@@ -60,9 +60,12 @@ def film(folder: Path, frames: int = 6) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root: tokenizers, indices of two pictures and a film, packs, a checkpoint; and the same as a folder."""
+    return root_in(tmp_path_factory.mktemp("sample"), num_stills=2)
+
+
+def root_in(home: Path, num_stills: int) -> Path:
+    """A root: tokenizers, indices of pictures and a film, packs, a checkpoint; and the same as a folder."""
     torch.set_num_threads(1)
-    home = tmp_path_factory.mktemp("sample")
     root, local = LocalBucket(home / "data"), home / "local"
     for name in ("tokenizer", "text_tokenizer"):
         (local / name).mkdir(parents=True)
@@ -74,7 +77,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = put(root, TextTokenizer, [row(saved[1], TextTokenizer, kind="bytes")], {})
     stage = Indices(size=16, frames_per_clip=3)
     clips = [
-        {"media": png(n), "source_kind": "image", "num_frames": 1, "fps": None, "held_out": False} for n in (9, 99)
+        {"media": png(n), "source_kind": "image", "num_frames": 1, "fps": None, "held_out": False}
+        for n in (9, 99)[:num_stills]
     ]
     clips.append(
         {"media": film(home).read_bytes(), "source_kind": "video", "num_frames": 6, "fps": 8.0, "held_out": False}
@@ -135,6 +139,17 @@ def test_a_film_is_continued_beyond_the_window_and_a_picture_is_read(made: Path,
         made, tmp_path / "c", "model", "once", root, "--text", "--max-tokens", "40", "-n", "3", "--seed", "3"
     )
     assert all(one["files"][0].endswith(".txt") for one in going["samples"])
+
+
+def test_a_model_that_was_trained_on_films_alone_draws_films_and_single_frames_if_asked(
+    tmp_path: Path,
+) -> None:
+    root = f"root={root_in(tmp_path, num_stills=0) / 'data'}"
+    film = sampled(tmp_path, tmp_path / "a", "model", "a red circle", root)
+    assert [Path(name).suffix for name in film["samples"][0]["files"]] == [".mp4", ".gif"]
+    assert Image.open(tmp_path / "a" / film["samples"][0]["files"][1]).n_frames == 3
+    frame = sampled(tmp_path, tmp_path / "b", "model", "a red circle", root, "--frames", "1")
+    assert pixels(tmp_path / "b" / frame["samples"][0]["files"][0]).shape == (16, 16, 3)
 
 
 def test_a_folder_needs_no_root_and_is_checked(made: Path, tmp_path: Path) -> None:
