@@ -44,8 +44,8 @@ def cards_of(store: Store, snapshot: Snapshot, done: Mapping[str, Any]) -> dict[
     cards = {"funnel": _funnel(done)}
     if snapshot.rows:
         schema = store.open(snapshot).schema
-        if "media" in schema.names:
-            cards["contact_sheet"] = _sheet(_spread(store, snapshot), f"{done['dataset']}: {snapshot.rows:,} rows")
+        if "media" in schema.names and (thumbs := _spread(store, snapshot)):
+            cards["contact_sheet"] = _sheet(thumbs, f"{done['dataset']}: {snapshot.rows:,} rows")
         if "champion" in schema.names:
             cards["scores.html"] = page(store.scan(snapshot, list(SHOWN)).to_pylist()).encode()
         numbers = [f.name for f in schema if str(f.type) in ("double", "float", "int32", "int64")]
@@ -202,7 +202,7 @@ def _middle(thumb: _Thumb) -> Any:
 
 
 def _spread(store: Store, snapshot: Snapshot) -> list[_Thumb]:
-    """Clips spread evenly over a snapshot, with their labels."""
+    """Clips, or drawn answers, spread evenly over a snapshot, with their labels."""
     every = np.unique(np.linspace(0, snapshot.rows - 1, min(THUMBS, snapshot.rows)).astype(int))
     return _thumbs(store, snapshot, every.tolist(), {}, {})
 
@@ -215,10 +215,12 @@ def _thumbs(
     wanted = [n for n in ("key", "label", "media", "source_kind", "num_frames") if n in names]
     found: list[_Thumb] = []
     for row in store.take(clips, list(places), wanted).to_pylist():
+        if row["media"] is None:  # an answer in words
+            continue
         lines = [(row["label"] or "", FAINT)]
         if row["key"] in said:
             lines = [said[row["key"]], (below.get(row["key"], ""), FAINT), *lines]
-        found.append(_Thumb(row["media"], row["source_kind"], lines, row.get("num_frames") or 1))
+        found.append(_Thumb(row["media"], row.get("source_kind") or "image", lines, row.get("num_frames") or 1))
     return found
 
 

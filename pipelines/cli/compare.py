@@ -9,6 +9,7 @@ from pathlib import Path
 
 from infra.types import UserError
 from pipelines.cli import show
+from pipelines.cli.going import parted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Wish:
 
 def compare(arguments: Sequence[str], wish: Wish, as_json: bool) -> None:
     """The verb."""
-    targets, overrides = ([a for a in arguments if ("=" in a) == has] for has in (False, True))
+    targets, overrides = parted(arguments)
     if not wish.votes:
         _write_page(targets, overrides, wish, as_json)
     elif arguments:

@@ -14,12 +14,18 @@ POLL_S = 1.0
 PLAIN = ("info", "out")
 
 
+def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and overrides: `name=value`, or `~name` to take one out."""
+    names = [a for a in arguments if "=" not in a and not a.startswith("~")]
+    return names, [a for a in arguments if a not in names]
+
+
 def split(arguments: Sequence[str], what: str) -> tuple[str | None, list[str]]:
     """A leading name, then overrides."""
-    names = [a for a in arguments if "=" not in a]
+    names, overrides = parted(arguments)
     if len(names) > 1:
         raise UserError(f"{' '.join(names)!r} is more than one {what}: give one")
-    return (names[0] if names else None), [a for a in arguments if "=" in a]
+    return (names[0] if names else None), overrides
 
 
 def logs(arguments: Sequence[str], run: str | None, follow: bool, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from infra.types import UserError
 from pipelines.cli import show
+from pipelines.cli.going import parted, split
 
 FILES_SHOWN = 12
 
@@ -17,14 +18,6 @@ def _standing(overrides: Sequence[str]) -> tuple[Any, Any]:
 
     made = setup(overrides)
     return made, Standing(made.root)
-
-
-def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """A leading stage name, then overrides."""
-    names = [a for a in arguments if "=" not in a]
-    if len(names) > 1:
-        raise UserError(f"{' '.join(names)!r} names several stages: give one")
-    return (names[0] if names else None), [a for a in arguments if "=" in a]
 
 
 def status(overrides: Sequence[str], as_json: bool) -> None:
@@ -94,7 +87,7 @@ def _status_entry(standing: Any, name: str, used: Mapping[str, Any] | None) -> d
 
 def why(arguments: Sequence[str], row: str | None, as_json: bool) -> None:
     """Why a stage is stale, or what happened to a row."""
-    stage, overrides = _split(arguments)
+    stage, overrides = split(arguments, "stage")
     if row:
         _why_row(row, overrides, as_json)
     elif stage:
@@ -217,7 +210,7 @@ def lineage(target: str, overrides: Sequence[str], down: bool, as_json: bool) ->
 
 def quarantine(arguments: Sequence[str], as_json: bool) -> None:
     """Print the units that could not be processed."""
-    stage, overrides = _split(arguments)
+    stage, overrides = split(arguments, "stage")
     _, standing = _standing(overrides)
     names = [stage] if stage else standing.order()
     rows = []
@@ -298,8 +291,8 @@ def compact(arguments: Sequence[str], as_json: bool) -> None:
     """Write the standing versions of all datasets, or of those named, as fewer files."""
     from pipelines import compaction
 
-    names = [a for a in arguments if "=" not in a]
-    _, standing = _standing([a for a in arguments if "=" in a])
+    names, overrides = parted(arguments)
+    _, standing = _standing(overrides)
     rows: list[dict[str, Any]] = []
     for name in names or standing.order():
         done = standing.done(name)

@@ -100,7 +100,7 @@ def _no_address(made: Any) -> list[str]:
     """Where a file of conf/ names the job server, the job must not submit itself: on the cluster RAY_ADDRESS counts."""
     from pipelines.cli.compose import compose
 
-    words = [text for text in for_the_cluster(sys.argv[1:])[1:] if "=" in text and not text.startswith("-")]
+    words = [text for text in for_the_cluster(sys.argv[1:])[1:] if text[0] == "~" or ("=" in text and text[0] != "-")]
     named = compose([f"pipeline={made.config.pipeline}", *words]).cluster.address
     return ["cluster.address=null"] if named else []
 

@@ -14,6 +14,7 @@ from infra.checkpoints import CheckpointFolder
 from infra.folder_bucket import LocalBucket
 from infra.ledger import Ledger, snapshot_of
 from infra.store import SnapshotReader, Store
+from infra.tracking import Tracker
 from infra.types import UserError
 from models.any_to_any import AnyToAny, save_model
 from models.flops import TrunkShape
@@ -27,6 +28,7 @@ from pipelines.checkpoints import Checkpoints
 from pipelines.cli.compose import setup
 from pipelines.cli.cron import emitted, schedule_of
 from pipelines.cli.evaluate import When, Wish, evaluate, listed_for
+from pipelines.cli.world import cards, tales
 from pipelines.evaluate import lags, listed, rows_of, with_listed
 from pipelines.plan import Planner
 from pipelines.run import Runner, Services
@@ -84,14 +86,14 @@ class Root:
         folder = CheckpointFolder(self.bucket, f"checkpoints/model/{KEY}.1")
         folder.drop(next(one for one in folder.all() if one.step == step))
 
-    def evaluate(self, ray: Any, *overrides: str, wish: Wish = ALL) -> dict[str, dict[str, Any]]:
+    def evaluate(self, ray: Any, *overrides: str, wish: Wish = ALL, tracker: Any = None) -> dict[str, dict[str, Any]]:
         """One look in this process: entries by stage; none where nothing was left to do."""
         made = setup(["pipeline=evaluate", f"root={self.bucket.folder}", *SMALL, *overrides])
         graph = with_listed(made.graph, listed_for(made, wish))
         if graph is None:
             return {}
         planner = Planner(graph, made.root, None, Ask())
-        services = Services(made.root, None, lambda: ray, lambda: None, lambda *_: {}, Quiet(), "again")
+        services = Services(made.root, None, lambda: ray, lambda: tracker, cards, Quiet(), "again", tales)
         return {entry["name"]: entry for entry in Runner(planner, services, Ask(), {}).run().stages}
 
     def answers(self) -> dict[tuple[str, int], bytes]:
@@ -109,6 +111,19 @@ class Root:
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
     return Root(tmp_path)
+
+
+def test_answers_are_seen_and_scores_are_read_in_mlflow(root: Root, ray: Any) -> None:
+    tracker = Tracker(f"sqlite:///{root.home}/mlflow.db", str(root.home / "artifacts"), "plait")
+    root.save(10)
+    made = root.evaluate(ray, tracker=tracker)
+    assert made["generations"]["rows_out"] > 0
+    shown = {
+        run.data.tags["plait.stage"]: {file.path for file in tracker.client.list_artifacts(run.info.run_id, "pictures")}
+        for run in tracker.client.search_runs([tracker.experiment])
+        if "plait.stage" in run.data.tags
+    }
+    assert "pictures/contact_sheet.png" in shown["generations"] and "pictures/scores.html" in shown["marks"]
 
 
 def test_how_far_scores_are_behind_is_known_of_each_training(root: Root) -> None:
