@@ -207,11 +207,13 @@ def me() -> dict[str, Any]:
 
 
 def is_alive_here(holder: Mapping[str, Any]) -> bool:
-    """Whether a process of this host that wrote `me()` still runs."""
+    """Whether a process of this host that wrote `me()` still runs. One that was killed may stay in the table: process 1
+    of a container seldom asks for the end of others."""
     import psutil
 
     try:
-        return psutil.Process(holder["pid"]).create_time() == holder["started"]
+        found = psutil.Process(holder["pid"])
+        return found.create_time() == holder["started"] and found.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from infra.folder_bucket import LocalBucket
-from infra.ledger import Ledger, dumps, me
+from infra.ledger import Ledger, dumps, is_alive_here, me
 from infra.runs import RUNS, OpenRun, Runs
 from infra.s3_bucket import S3Bucket
 from infra.types import RunError, StoppedError, UserError
@@ -168,6 +168,18 @@ def test_sigterm_stops_a_run_as_cancel_does_and_the_verbs_see_it_before_and_afte
     assert {line["stage"] for line in document["lines"]} == {"lengths"} and sentence in [
         line["text"] for line in document["lines"]
     ]
+
+
+def test_a_killed_process_whose_parent_never_asks_for_its_end_is_not_alive():
+    import psutil
+
+    child = subprocess.Popen(["sleep", "60"])
+    told = {"host": me()["host"], "pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+    assert is_alive_here(told)
+    child.kill()
+    until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, 5)
+    assert not is_alive_here(told)
+    child.wait()
 
 
 def test_of_several_runs_cancel_wants_one_named_and_a_killed_run_is_not_going_on(tmp_path):
