@@ -130,7 +130,7 @@ class ConsoleProgress:
         if entry["name"] in self.tasks:
             self.live.remove_task(self.tasks.pop(entry["name"]))
         if entry["state"] not in ("fresh", "skipped") and not _quiet:
-            line = f"{entry['name']:<15}{entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
+            line = f"{entry['name']:<14} {entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
             rest = ", ".join(f"{entry[k]} {k}" for k in _REST if entry[k])
             self.live.console.print(line + (f"   {rest}" if rest else ""), markup=False)
 
