@@ -13,7 +13,7 @@ from infra.types import PlaitError, StoppedError, UserError
 from pipelines.ask import Ask
 from pipelines.cli import show
 from pipelines.cli.cron import emitted
-from pipelines.cli.going import split, stopped_by_signals
+from pipelines.cli.going import split, stopped_by_signals, unheard
 from pipelines.cli.world import planner_of, record, services_of, stop_ray
 from pipelines.evaluate import is_called
 
@@ -86,6 +86,13 @@ def once(wish: Wish, overrides: Sequence[str], page: str | None, as_json: bool) 
 def watch(wish: Wish, overrides: Sequence[str], page: str | None) -> None:
     """Again and again, until it is stopped. A look that fails is told, and the next one tries again."""
     wait_s = _every_s(overrides)
+    try:
+        _look_for_ever(wish, overrides, page, wait_s)
+    except KeyboardInterrupt:
+        show.err.print("Stopped watching; what is scored stays, and the same command goes on.", markup=False)
+
+
+def _look_for_ever(wish: Wish, overrides: Sequence[str], page: str | None, wait_s: float) -> None:
     while True:
         began = time.monotonic()
         try:
@@ -175,6 +182,7 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
     finally:
         progress.stop()
         stop_ray()
+        unheard()  # behind Ray, which takes them too
 
 
 def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:

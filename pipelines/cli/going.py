@@ -120,3 +120,9 @@ def stopped_by_signals(run: Any, progress: Any, ray: Callable[[], Any]) -> Calla
 
     listen()
     return connect
+
+
+def unheard() -> None:
+    """SIGTERM and Ctrl-C end this process again, as ever: the run that heard them has ended."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,13 +22,17 @@ from tests.pipelines.test_evaluate import SMALL, Root
 WAIT_S = 200
 
 
-def watcher(root: Root, near: dict[str, str], **env: str) -> subprocess.Popen[str]:
+def watcher(root: Root, near: dict[str, str], every: str = "1s", **env: str) -> subprocess.Popen[str]:
     """As a person starts it."""
-    said = (root.home / f"watcher-{time.monotonic_ns()}.txt").open("w")
-    command = [sys.executable, "-m", "pipelines.cli.main", "evaluate", "--watch", "--every", "1s"]
+    file = (root.home / f"watcher-{time.monotonic_ns()}.txt").open("w")
+    command = [sys.executable, "-m", "pipelines.cli.main", "evaluate", "--watch", "--every", every]
     given = os.environ | near | {"PYTHONPATH": str(REPO)} | env
     arguments = [f"root={root.bucket.folder}", *SMALL]
-    return subprocess.Popen([*command, *arguments], cwd=root.home, env=given, stdout=said, stderr=said, text=True)
+    return subprocess.Popen(
+        [*command, *arguments], cwd=root.home, env=given, stdout=file, stderr=file, text=True,
+        # tests that were started in the background hand an ignored SIGINT down, and Python would never hear Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )  # fmt: skip
 
 
 def scored(root: Root) -> set[int]:
@@ -70,6 +75,23 @@ def test_two_watchers_one_of_them_killed_draw_every_answer_once_while_a_training
     # what all runs together computed, of which the killed one's was adopted
     computed = sum(done["computed"] for done in Ledger(root.bucket).dones("generations"))
     assert computed == asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_watcher_that_waits_for_its_next_look_is_stopped_by_one_signal(tmp_path, near, number, code) -> None:
+    root = Root(tmp_path)
+    root.save(10)
+    one = watcher(root, near, every="60s")
+    until(lambda: "Champion" in said(root) or "composition/held" in said(root), [one])
+    time.sleep(2)
+    one.send_signal(number)
+    assert one.wait(15) == code, said(root)
+    assert ("Stopped watching" in said(root)) == (code == 0)
+
+
+def said(root: Root) -> str:
+    return "".join(path.read_text() for path in root.home.glob("watcher-*.txt"))
 
 
 def rows_of_ledger(root: Root, dataset: str) -> bool:
