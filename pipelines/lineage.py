@@ -20,6 +20,7 @@ from pipelines.target import Target
 pc: Any = pyarrow.compute  # its functions are made at import: no type checker sees them
 
 KEY_TYPE = pa.binary(16)
+_COLUMNS = ("key", "parents", "label", "path", "unit", "manifest", "checkpoint", "training", "step")
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Lineage:
         rows = self._rows(done, keys)
         ids = self._nodes(picture, done, rows, rows_shown=single)
         is_checkpoint = "manifest" in rows.column_names
+        if "training" in rows.column_names and not done["inputs"]:
+            self._trained(picture, rows, ids, seen)
         parents = pc.list_flatten(rows["parents"].combine_chunks()) if rows.num_rows else pa.array([], KEY_TYPE)
         parents = parents.unique() if len(parents) else pa.array([], KEY_TYPE)
         for given in done["inputs"].values():
@@ -94,9 +97,22 @@ class Lineage:
             seen[mark] = wanted if wanted is not None else pa.array([], KEY_TYPE)
             self._up(picture, before, wanted, shown, seen)
 
+    def _trained(self, picture: Picture, rows: pa.Table, ids: list[str], seen: dict[Any, Any]) -> None:
+        """Checkpoints that an evaluation found in the root, and the trainings that have ended among theirs."""
+        found = rows.select(["checkpoint", "training", "step"]).to_pylist()
+        for place, row in enumerate(found):
+            node = picture.node(f"checkpoint:{row['checkpoint']}", "checkpoint", f"model step {row['step']}")
+            picture.edge(node, ids[place] if len(ids) == len(found) else ids[0])
+        for training in dict.fromkeys(row["training"] for row in found):
+            for made in self.standing.all.values():
+                last = next((done for done in reversed(made) if done["key"] == training), None)
+                if last is not None and training not in seen:
+                    seen[training] = None
+                    self._up(picture, last, None, False, seen)
+
     def _rows(self, done: Mapping[str, Any], keys: pa.Array | None) -> pa.Table:
         names = self.store.open(snapshot_of(done)).schema.names
-        columns = [c for c in ("key", "parents", "label", "path", "unit", "manifest", "step") if c in names]
+        columns = [c for c in _COLUMNS if c in names]
         table = self.store.scan(snapshot_of(done), columns)
         return table if keys is None else table.filter(pc.is_in(table["key"], value_set=keys))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,17 @@ from pipelines.cli.cron import emitted, schedule_of
 from pipelines.cli.evaluate import When, Wish, evaluate, listed_for
 from pipelines.cli.world import cards, tales
 from pipelines.evaluate import lags, listed, rows_of, with_listed
+from pipelines.lineage import Lineage
 from pipelines.plan import Planner
 from pipelines.run import Runner, Services
+from pipelines.standing import Standing
+from pipelines.target import Finder
+from stages.evaluate.checkpoints import Checkpoints as Listing
 from stages.extract import Indices
 from stages.pack import Packs
 from stages.text_tokenizer import TextTokenizer
 from stages.tokenizer.tokenizer import Tokenizer
+from stages.train.train import Model
 from tests.conftest import Quiet
 from tests.pipelines.test_export import put, row
 from tests.tokenizers import vq
@@ -124,6 +129,23 @@ def test_answers_are_seen_and_scores_are_read_in_mlflow(root: Root, ray: Any) ->
         if "plait.stage" in run.data.tags
     }
     assert "pictures/contact_sheet.png" in shown["generations"] and "pictures/scores.html" in shown["marks"]
+
+
+def test_lineage_leads_from_what_was_scored_to_the_training_and_on_to_its_packs(root: Root) -> None:
+    root.save(10)
+    (found,) = Checkpoints(Store(root.bucket)).all()
+    packs = Ledger(root.bucket).dones("packs")[-1]
+    model = put(root.bucket, Model, [row(found.checkpoint, Model)], {"packs": packs})
+    scored = put(root.bucket, Listing, [asdict(listed(found)) | {"training": model["key"]}], {})
+    standing = Standing(root.bucket)
+    picture = Lineage(standing).up(Finder(standing).find("checkpoints"))
+    manifest, stage = f"checkpoint:{found.checkpoint.manifest}", f"stage:checkpoints/{scored['key'][:8]}"
+    assert (manifest, stage) in picture.edges and (
+        f"snapshot:model@{model['snapshot']['version']}",
+        manifest,
+    ) in picture.edges
+    labels = {node["label"].partition(" ")[0] for node in picture.nodes.values()}
+    assert {"packs@1", "tokenizer", "text_tokenizer"} <= labels
 
 
 def test_how_far_scores_are_behind_is_known_of_each_training(root: Root) -> None:
