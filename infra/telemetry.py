@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -59,7 +59,7 @@ class Meter:
 
 
 @contextmanager
-def evaluating(lags: Mapping[str, tuple[int, int]]) -> Iterator[None]:
+def evaluating(lags: Mapping[str, tuple[int, int]]) -> Generator[None]:
     """While an evaluation goes on: of each training how many checkpoints wait, and by how many steps scores lag."""
     ended = threading.Event()
 

@@ -256,7 +256,8 @@ def _read(found: Subject, wish: Wish, path: Path, kind: str, frames: int | None)
         row |= _length(row["media"]) if kind == "video" else {}
     except BadRow as bad:
         raise UserError(f"{path} cannot be read ({str(bad).rstrip('.')}): give another file") from bad
-    (made,) = stage.process([row], stage.setup(_Kit(found.vision_folder)))
+    kit: Any = _Kit(found.vision_folder)
+    (made,) = stage.process([row], stage.setup(kit))
     if not isinstance(made, list):
         raise UserError(f"{path} cannot be read ({str(made).rstrip('.')}): give another file")
     return picture_of(made[0], features=found.model.form.layout.features and kind == "image")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infra.types import BadRow, UserError
+from models.weights import pretrained
 from stages import weights
 from stages.evaluate.judge import Answer
 from stages.evaluate.suite import Evidence
@@ -75,6 +76,53 @@ class ClipFeatures:
         except BadRow as bad:
             return bad
         return {"image": image, "text": text}
+
+
+class FrameFeatures:
+    """An encoder of transformers, by folder: a vector of every frame of a film.
+
+    Of a CLIP its unit embeddings; of any other model (DINO, DINOv2, ViT) the last hidden state at its first place.
+    """
+
+    gives: Evidence = "features"
+
+    def __init__(self, place: str, setting: str) -> None:
+        from stages.evaluate.judge_detector import named_weights, told
+
+        self.name = f"frames-{setting}-{named_weights(place, setting)}"
+        with told(setting, place):
+            self._encode = _clip_of(place) if setting == "clip" else _encoder_of(place)
+
+    def evidence(self, answers: Sequence[Answer]) -> list[Mapping[str, Any] | BadRow]:
+        """(T, D)."""
+        return [
+            BadRow("The answer is no film: this judge looks at frames.")
+            if answer.frames is None or not len(answer.frames)
+            else {"frames": self._encode(answer.frames), "image": None, "text": None}
+            for answer in answers
+        ]
+
+
+def _clip_of(place: str) -> Callable[[Any], Any]:
+    from stages.clip_model import Clip
+
+    return Clip(place).embedded
+
+
+def _encoder_of(place: str) -> Callable[[Any], Any]:
+    import torch
+
+    library, device = weights.transformers(), weights.device()
+    model = pretrained(library.AutoModel, place).to(device).eval()
+    prepare = pretrained(library.AutoImageProcessor, place)
+
+    def encode(frames_THW3: Any) -> Any:
+        with torch.inference_mode():
+            given = prepare(images=list(frames_THW3), return_tensors="pt")
+            found = model(pixel_values=given["pixel_values"].to(device)).last_hidden_state[:, 0]
+        return found.float().cpu().numpy()
+
+    return encode
 
 
 def _one(answer: Answer) -> Mapping[str, Any] | BadRow:

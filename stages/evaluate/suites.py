@@ -15,6 +15,7 @@ from stages.evaluate.suite import Evidence, Judged, Suite
 Options = Mapping[str, Mapping[str, int | float | str | bool | None]]
 """Suites' own settings, by the suite's name and theirs."""
 _SUITES = {
+    "background_consistency": ("suite_consistency", "BackgroundConsistency"),
     "captions": ("suite_captions", "Captions"),
     "clip_score": ("suite_clip", "ClipScore"),
     "composition": ("suite_composition", "Composition"),
@@ -23,6 +24,7 @@ _SUITES = {
     "geneval": ("suite_geneval", "GenEval"),
     "pictures_fid": ("suite_pictures", "Fid"),
     "pictures_pixels": ("suite_pictures", "PixelFrechet"),
+    "subject_consistency": ("suite_consistency", "SubjectConsistency"),
     "t2i_attributes": ("suite_t2i", "Attributes"),
     "t2i_spatial": ("suite_t2i", "Spatial"),
     "vbench": ("suite_vbench", "VBench"),

@@ -22,7 +22,9 @@ _OWN_DETECTOR = ("composition",)
 _REAL_WORLD = ("geneval", "t2i_spatial")
 """Suites whose things a detector with weights may know."""
 _INSTEAD = {
-    **{"pictures_fid": ", or verdicts.inception=FILE", "clip_score": ", or verdicts.clip=DIR"},
+    "pictures_fid": ", or verdicts.inception=FILE",
+    **dict.fromkeys(("clip_score", "background_consistency"), ", or verdicts.clip=DIR"),
+    "subject_consistency": ", or verdicts.encoder=DIR",
     **dict.fromkeys(_REAL_WORLD, ", or verdicts.detector=DIR"),
 }
 
@@ -35,7 +37,8 @@ class Verdicts(RowStage):
     objects         of a detector without weights, which knows the shapes of the sample corpus alone: "pixels@REVISION";
                     for the suites of a real world a model's of transformers, where `detector` names its folder
                     (stages/evaluate/judge_detector.py), or recorded ones
-    features        16 x 16 pixels, of FID's Inception where `inception` names its weights, of `clip` for clip_score
+    features        16 x 16 pixels, of FID's Inception where `inception` names its weights, of `clip` for clip_score and
+                    background_consistency, of `encoder` for subject_consistency
     recorded        JSON lines of another tool (stages/evaluate/judge_recorded.py), before all others
     """
 
@@ -54,7 +57,10 @@ class Verdicts(RowStage):
     detector: str | None = since(None)
     """Folder of an object detector of transformers, for geneval and t2i_spatial."""
     clip: str | None = since(None)
-    """Folder of a CLIP of transformers, which names the colours for geneval, and scores for clip_score."""
+    """Folder of a CLIP of transformers, which names the colours for geneval, and scores for clip_score and
+    background_consistency."""
+    encoder: str | None = since(None)
+    """Folder of an encoder of pictures of transformers (DINO), for subject_consistency."""
 
     def settings(self) -> dict[str, Any]:
         """Files by what they hold; with the detector's revision: what means something else has another key."""
@@ -64,11 +70,11 @@ class Verdicts(RowStage):
         inception = weights.named(self.inception) if self.inception else None
         own = {"recorded": files, "inception": inception, "detector": f"pixels@{REVISION}"}
         told = super().settings() | own | meant(self.options, _EVIDENCE)
-        return {name: value for name, value in told.items() if name != "clip"} | self._models()
+        return {name: value for name, value in told.items() if name not in ("clip", "encoder")} | self._models()
 
     def _models(self) -> dict[str, Any]:
         """The models of transformers by what they hold; nothing where there are none."""
-        places = {"detector": self.detector, "clip": self.clip}
+        places = {"detector": self.detector, "clip": self.clip, "encoder": self.encoder}
         given = {name: place for name, place in places.items() if place is not None}
         if not given:
             return {}
@@ -92,6 +98,10 @@ class Verdicts(RowStage):
             return judge_features.Pixels()
         if name == "clip_score" and self.clip:
             return judge_features.ClipFeatures(self.clip)
+        if name == "background_consistency" and self.clip:
+            return judge_features.FrameFeatures(self.clip, "clip")
+        if name == "subject_consistency" and self.encoder:
+            return judge_features.FrameFeatures(self.encoder, "encoder")
         if name == "pictures_fid" and self.inception:
             return judge_features.InceptionFeatures(self.inception)
         return None

@@ -51,6 +51,18 @@ def clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def encoder(folder: Path) -> Path:
+    """A ViT, as DINO is one."""
+    from transformers import ViTConfig, ViTModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ViTModel(ViTConfig(**small, image_size=32, patch_size=8)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
 def vlm(folder: Path) -> Path:
     """A Qwen2.5-VL with two layers."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

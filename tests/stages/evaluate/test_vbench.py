@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from infra.types import BadRow, UserError
+from stages.evaluate.judge import Answer
 from stages.evaluate.suite import Judged, Verdict
+from stages.evaluate.suite_consistency import BackgroundConsistency, SubjectConsistency
 from stages.evaluate.suite_vbench import (
     DYNAMIC,
     FLICKERING,
@@ -22,6 +24,8 @@ from stages.evaluate.suite_vbench import (
     smoothness,
     total,
 )
+from stages.evaluate.verdicts import Verdicts
+from tests.stages import tiny_models
 
 
 def panned(step: int, num_frames: int = 9, side: int = 96) -> np.ndarray:
@@ -126,3 +130,41 @@ def test_consistency() -> None:
     assert consistency(np.array([[1.0, 0.0], [-1.0, 0.0]])) == 0
     with pytest.raises(BadRow, match="one frame"):
         consistency(same[:1])
+
+
+def test_consistency_of_films_is_that_of_the_librarys_own_features(tmp_path: Path) -> None:
+    import torch
+    from transformers import CLIPModel, ViTModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    film = panned(5, 4, 40)
+    clip, encoder = (str(made(tmp_path / made.__name__)) for made in (tiny_models.clip, tiny_models.encoder))
+    stage = Verdicts(clip=clip, encoder=encoder)
+    with torch.no_grad():
+        seen = ViTImageProcessorPil.from_pretrained(encoder)(images=list(film), return_tensors="pt")
+        subject = ViTModel.from_pretrained(encoder).eval()(**seen).last_hidden_state[:, 0]
+        seen = CLIPImageProcessorPil.from_pretrained(clip)(images=list(film), return_tensors="pt")
+        background = CLIPModel.from_pretrained(clip).eval().get_image_features(**seen)
+    background = getattr(background, "pooler_output", background)
+    prompts = json.dumps([{"prompt_en": "a horse", "dimension": ["subject_consistency", "dynamic_degree"]},
+                          {"prompt_en": "a bay", "dimension": ["background_consistency"]}]).encode()  # fmt: skip
+    for suite, features, prompt in (
+        (SubjectConsistency(), subject, "a horse"),
+        (BackgroundConsistency(), background, "a bay"),
+    ):
+        (question,) = suite.questions(prompts)
+        judge = stage._judge(suite.name)
+        found, none = judge.evidence([
+            Answer(question=question, name="q", index=0, frames=film), Answer(question=question, name="q", index=1),
+        ])  # fmt: skip
+        assert question.prompt == prompt and isinstance(none, BadRow) and not isinstance(found, BadRow)
+        score = suite.verdict(question, found).score
+        cosine = torch.nn.functional.cosine_similarity
+        before, first = (cosine(features[1:], other, dim=1).clamp(min=0) for other in (features[:-1], features[:1]))
+        assert score == pytest.approx(float((before + first).mean() / 2), abs=1e-5) and 0 < score < 1
+        judged = [Judged(question="q", task="films", index=0, verdict=Verdict(score=score))]
+        assert suite.scores(judged) == {f"{suite.name}[configured]": score}
+    with pytest.raises(UserError, match=r"or verdicts\.encoder=DIR"):
+        Verdicts()._judge("subject_consistency")
+    assert set(stage.settings()["models"]) == {"clip", "encoder", "revision"} and "encoder" not in stage.settings()
