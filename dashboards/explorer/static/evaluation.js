@@ -51,7 +51,7 @@ export async function answers(place, path, query, signal) {
   const any = (name, values, show = (v) => v) => choice(name, [["", "all"], ...values.map((v) => [v, show(v)])], wish[name], (value) => go({ [name]: value }));
   put(place, h("h1", {}, "Answers"),
     h("div.tools", {}, any("suite", found.choices.suite), any("task", found.choices.task), any("training", found.choices.training, short), any("step", found.steps, count), choice("verdict", [["", "all"], ["right", "right"], ["wrong", "wrong"]], wish.verdict, (verdict) => go({ verdict })), pager(found, SIZE, (offset) => go({ offset }))),
-    found.rows.length ? h("div.thumbs", {}, found.rows.map(card)) : say("No answer is like that: choose less."));
+    found.rows.length ? h("div.thumbs", {}, found.rows.map(card)) : say(Object.values(wish).some((v) => v !== "") ? "No answer is like that: choose less." : "No suite has asked for pictures or texts yet: plait evaluate does."));
 }
 
 function card(row) {
