@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -86,13 +87,12 @@ def once(wish: Wish, overrides: Sequence[str], page: str | None, as_json: bool) 
 def watch(wish: Wish, overrides: Sequence[str], page: str | None) -> None:
     """Again and again, until it is stopped. A look that fails is told, and the next one tries again."""
     wait_s = _every_s(overrides)
-    try:
-        _look_for_ever(wish, overrides, page, wait_s)
-    except KeyboardInterrupt:
-        show.err.print("Stopped watching; what is scored stays, and the same command goes on.", markup=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        _look_until_stopped(wish, overrides, page, wait_s)
+    show.err.print("Stopped watching; what is scored stays, and the same command goes on.", markup=False)
 
 
-def _look_for_ever(wish: Wish, overrides: Sequence[str], page: str | None, wait_s: float) -> None:
+def _look_until_stopped(wish: Wish, overrides: Sequence[str], page: str | None, wait_s: float) -> None:
     while True:
         began = time.monotonic()
         try:
@@ -101,6 +101,8 @@ def _look_for_ever(wish: Wish, overrides: Sequence[str], page: str | None, wait_
                 rows = _scores(made)
                 _write_page(page, rows)
                 _show(rows, result)
+                if result.get("stopped"):  # asked when nothing was left to stop but the watching
+                    return
         except (UserError, StoppedError):
             raise
         except PlaitError as error:
@@ -178,11 +180,12 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
         runner = Runner(planner, services, planner.ask, record())
         services.ray = stopped_by_signals(runner.open, progress, services.ray)
         with evaluating(lags(_found(made), {(row["training"], row["step"]) for row in _scores(made)})):
-            return runner.run().to_json()
+            result = runner.run().to_json()
     finally:
         progress.stop()
         stop_ray()
         unheard()  # behind Ray, which takes them too
+    return result | {"stopped": runner.open.stopped}
 
 
 def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:

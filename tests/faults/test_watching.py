@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from infra.ledger import Ledger
@@ -88,6 +89,18 @@ def test_a_watcher_that_waits_for_its_next_look_is_stopped_by_one_signal(tmp_pat
     one.send_signal(number)
     assert one.wait(15) == code, said(root)
     assert ("Stopped watching" in said(root)) == (code == 0)
+
+
+@pytest.mark.slow
+def test_a_signal_behind_the_last_safe_point_of_a_look_ends_the_watching_too(tmp_path, near) -> None:
+    root = Root(tmp_path)
+    root.save(10)
+    one = watcher(root, near, every="60s", PLAIT_PAUSE_AT="marks:done")
+    until(lambda: psutil.Process(one.pid).status() == psutil.STATUS_STOPPED, [one])
+    one.send_signal(signal.SIGTERM)
+    one.send_signal(signal.SIGCONT)
+    assert one.wait(30) == 0 and "Stopped watching" in said(root), said(root)
+    assert scored(root) == {10}
 
 
 def said(root: Root) -> str:
