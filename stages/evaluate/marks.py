@@ -44,6 +44,7 @@ class Marks(JobStage):
     """
 
     writes: ClassVar[str] = "marks"
+    revision: ClassVar[int] = 2
     inputs: ClassVar[tuple[Edge, ...]] = (
         Edge("checkpoints", columns=_CHECKPOINT_COLUMNS),
         Edge("trials", columns=("files_sha256", "suite", "question")),

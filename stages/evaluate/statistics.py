@@ -1,7 +1,8 @@
 """How sure a score is: intervals, two checkpoints on the same answers, and what a gate says of them. Not a stage.
 
 Answers to one question are no independent samples, so questions are drawn, with all of their answers; within each task,
-since a suite fixes how many questions a task has. Intervals are those of the percentiles of the draws (Efron 1979;
+since a suite fixes how many questions a task has. A question of several tasks (a document has losses of its text and of its
+picture) is drawn once, with all of them, among those of the same tasks. Intervals are those of the percentiles of the draws (Efron 1979;
 Davison and Hinkley 1997, section 5.3).
 """
 
@@ -95,7 +96,8 @@ class Ruling:
 class _Draws:
     """Draws of questions within their tasks, the same for whichever checkpoint answered them."""
 
-    tasks: Mapping[str, list[str]]
+    tasks: Mapping[tuple[str, ...], list[str]]
+    """Questions by the tasks that they have."""
     resamples: int
     seed: int
 
@@ -110,8 +112,11 @@ class _Draws:
         """In order of their names, so that the order of the verdicts does not matter."""
         tasks: dict[str, set[str]] = {}
         for one in judged:
-            tasks.setdefault(one.task, set()).add(one.question)
-        return _Draws({task: sorted(tasks[task]) for task in sorted(tasks)}, resamples, seed)
+            tasks.setdefault(one.question, set()).add(one.task)
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for question in sorted(tasks):
+            alike.setdefault(tuple(sorted(tasks[question])), []).append(question)
+        return _Draws({which: alike[which] for which in sorted(alike)}, resamples, seed)
 
 
 class _Answers:
@@ -119,7 +124,7 @@ class _Answers:
 
     def __init__(self, judged: Sequence[Judged]) -> None:
         self._of: dict[str, list[list[Judged]]] = {}
-        for one in sorted(judged, key=lambda one: (one.question, one.index)):
+        for one in sorted(judged, key=lambda one: (one.question, one.index, one.task)):
             self._of.setdefault(one.question, [[]])[0].append(one)
 
     def drawn(self, names: Sequence[str]) -> list[Judged]:

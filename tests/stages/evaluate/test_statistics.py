@@ -82,6 +82,21 @@ def test_tasks_keep_their_number_of_questions_and_repeats_are_questions_of_their
     assert set(seen) == {(6, 5, 8)} and (found.low, found.value, found.high) == (11, 11, 11)
 
 
+def test_documents_of_two_tasks_are_drawn_among_their_like_so_that_intervals_lie_around_their_scores() -> None:
+    rng = np.random.default_rng(3)
+    pairs = {task: rng.normal(level, 0.1, 40) for task, level in (("text", 0.5), ("vision", 2.0))}
+    both = [
+        Judged(question=f"pair {at}", task=task, index=0, verdict=Verdict(score=float(score)))
+        for task, scores in pairs.items()
+        for at, score in enumerate(scores)
+    ]
+    texts = judged(rng.normal(1.5, 0.1, (80, 1)), "text")
+    found = intervals(by_task, [*both, *texts], resamples=300)
+    for name, one in found.items():
+        assert one.low < one.value < one.high and one.value == pytest.approx(one.draws.mean(), abs=0.01), name
+    assert found["text"].num_questions == 120
+
+
 def test_a_whole_geneval_takes_seconds() -> None:
     rng = np.random.default_rng(3)
     sizes = (80, 99, 80, 94, 100, 100)
