@@ -218,7 +218,7 @@ def _found(made: Any) -> list[Any]:
 
 
 def _scores(made: Any) -> list[dict[str, Any]]:
-    """The rows of `scores` as they stand."""
+    """The rows of `marks` as they stand."""
     from infra.store import Store
     from pipelines.evaluate import rows_of
 

@@ -108,7 +108,7 @@ class Root:
         return {(row["question"], row["index"]): row["media"] for row in rows}
 
     def scores(self) -> list[dict[str, Any]]:
-        """Rows of `scores`."""
+        """Rows of `marks`."""
         columns = ("step", "score", "value", "low", "high", "num_judged", "num_wanted", "outcome", "champion")
         return rows_of(Store(self.bucket), "marks", columns)
 
