@@ -40,7 +40,8 @@ def submit(made: Any, address: str, detach: bool, as_json: bool) -> None:
     if detach:
         show.say(run.how_to_go_on())
         if as_json:
-            show.emit({"run_id": run.run_id, "job": run.job, "address": without_secrets(address), "root": made.root.uri})
+            told = {"address": without_secrets(address), "root": made.root.uri}
+            show.emit({"run_id": run.run_id, "job": run.job, **told})
         return
     record = run.followed()
     if record is None:

@@ -1,9 +1,9 @@
 """How sure a score is: intervals, two checkpoints on the same answers, and what a gate says of them. Not a stage.
 
 Answers to one question are no independent samples, so questions are drawn, with all of their answers; within each task,
-since a suite fixes how many questions a task has. A question of several tasks (a document has losses of its text and of its
-picture) is drawn once, with all of them, among those of the same tasks. Intervals are those of the percentiles of the draws (Efron 1979;
-Davison and Hinkley 1997, section 5.3).
+since a suite fixes how many questions a task has. A question of several tasks (a document has losses of its text and of
+its picture) is drawn once, with all of them, among those of the same tasks. Intervals are those of the percentiles of
+the draws (Efron 1979; Davison and Hinkley 1997, section 5.3).
 """
 
 from __future__ import annotations
