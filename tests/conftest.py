@@ -30,8 +30,9 @@ SHARED = Path(os.environ.get("PLAIT_SHARED_DATA", REPO.parent / "shared" / "data
 
 LONGEST_FIRST = (
     "test_demo", "faults/test_nodes", "faults/test_hang", "faults/test_kill", "faults/test_matrix", "stages/test_ranks",
-    "test_curate", "pipelines/test_going", "infra/test_cluster", "faults/test_thousand", "stages/test_tokenizer",
-    "faults/test_head", "faults/test_pause", "faults/test_properties", "faults/test_security", "faults/test_cut_off",
+    "test_tutorial", "test_curate", "pipelines/test_going", "infra/test_cluster", "faults/test_thousand",
+    "stages/test_tokenizer", "faults/test_head", "faults/test_pause", "faults/test_properties", "faults/test_security",
+    "faults/test_cut_off",
 )  # fmt: skip
 """Files of minutes. Two processes take files from the front: with the long ones in front they end together."""
 
