@@ -164,14 +164,15 @@ def _near(name: str) -> str:
     import yaml
 
     known: dict[str, str] = {}
-    for path in CONF.rglob("*.yaml"):
+    for path in sorted(CONF.rglob("*.yaml")):
         tree = yaml.safe_load(path.read_text()) or {}
         group = (
             "" if path.parent.name in ("conf", "pipeline", "recipe", "scale", "tokenizer") else path.parent.name + "."
         )
         for key, value in tree.items():
             inner = [f"{group}{key}.{k}" for k in value] if isinstance(value, dict) else []
-            known |= dict.fromkeys([f"{group}{key}", *inner], path.stem if path.parent.name == "pipeline" else "")
+            of = path.stem if path.parent.name == "pipeline" else ""
+            known |= {place: of or known.get(place, "") for place in (f"{group}{key}", *inner)}
     if known.get(name):
         return f"it is one of another pipeline, add pipeline={known[name]}"
     near = difflib.get_close_matches(name, sorted(known), 1)

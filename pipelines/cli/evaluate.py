@@ -150,14 +150,14 @@ def _as_a_job(made: Any, wish: Wish, address: str) -> dict[str, Any] | None:
     """The look as a Ray job, where the root seen from here has something to score: one at a time there too."""
     from pipelines.cli.submit import scored_by
 
-    return None if _asked(made, wish) is None else scored_by(made, address)
+    return None if _asked(made, found_in(made), wish) is None else scored_by(made, address)
 
 
-def _asked(made: Any, wish: Wish) -> Any:
-    """The planner of what is to be scored; None where nothing is."""
+def _asked(made: Any, found: Sequence[Any], wish: Wish) -> Any:
+    """The planner of what is to be scored of these checkpoints; None where nothing is."""
     from pipelines.evaluate import with_listed
 
-    graph = with_listed(made.graph, listed_for(made, wish))
+    graph = with_listed(made.graph, listed_for(made, found, wish))
     if graph is None:
         return None
     planner = planner_of(replace(made, graph=graph), Ask(), None)
@@ -169,7 +169,8 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
     from pipelines.evaluate import lags
     from pipelines.run import Runner
 
-    planner = _asked(made, wish)
+    found = found_in(made)
+    planner = _asked(made, found, wish)
     if planner is None:
         return None
     made = replace(made, graph=planner.graph)
@@ -179,7 +180,7 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
         services = services_of(made, None, progress)
         runner = Runner(planner, services, planner.ask, record())
         services.ray = stopped_by_signals(runner.open, progress, services.ray)
-        with evaluating(lags(_found(made), {(row["training"], row["step"]) for row in _scores(made)})):
+        with evaluating(lags(found, {(row["training"], row["step"]) for row in _scores(made)})):
             result = runner.run().to_json()
     finally:
         progress.stop()
@@ -188,12 +189,12 @@ def _run(made: Any, wish: Wish) -> dict[str, Any] | None:
     return result | {"stopped": runner.open.stopped}
 
 
-def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
+def listed_for(made: Any, found: Sequence[Any], wish: Wish) -> tuple[Any, ...]:
     """What has rows already, and what is new: the one that is wanted, or the newest within the budget."""
     from infra.store import Store
     from pipelines.evaluate import scored
 
-    found, before = _found(made), scored(Store(made.root))
+    before = scored(Store(made.root))
     known = {one.files_sha256 for one in before}
     new = [one for one in found if one.files_sha256 not in known]
     if wish.target:
@@ -208,7 +209,7 @@ def listed_for(made: Any, wish: Wish) -> tuple[Any, ...]:
     return tuple(sorted([*before, *new], key=lambda one: (one.begun, one.training, one.step)))
 
 
-def _found(made: Any) -> list[Any]:
+def found_in(made: Any) -> list[Any]:
     """The checkpoints that lie in the root."""
     from infra.store import Store
     from pipelines.checkpoints import Checkpoints

@@ -95,7 +95,9 @@ def emit_error(sentence: str, as_json: bool) -> None:
         emit({"ok": False, "error": sentence})
 
 
-_REST = ("empty", "filtered", "quarantined")
+def _rest(entry: Mapping[str, Any]) -> str:
+    """The units of a stage that gave no row."""
+    return ", ".join(f"{entry[k]} {k}" for k in ("empty", "filtered", "quarantined") if entry[k])
 
 
 class ConsoleProgress:
@@ -131,7 +133,7 @@ class ConsoleProgress:
             self.live.remove_task(self.tasks.pop(entry["name"]))
         if entry["state"] not in ("fresh", "skipped") and not _quiet:
             line = f"{entry['name']:<14} {entry['state']:<6}{_n(entry['rows_out']):>8} rows  {entry['seconds']:7.1f} s"
-            rest = ", ".join(f"{entry[k]} {k}" for k in _REST if entry[k])
+            rest = _rest(entry)
             self.live.console.print(line + (f"   {rest}" if rest else ""), markup=False)
 
     def note(self, sentence: str) -> None:
@@ -162,9 +164,7 @@ def so_far(shown: Mapping[str, Any]) -> Table | None:
     """What a run that goes on shows on its own screen (`pipelines/shown.py`); None where it has shown nothing yet."""
     ended = [said["finished"] for said in shown.get("said", ()) if "finished" in said]
     rows = [
-        [e["name"], e["state"], _n(e["rows_out"]), ", ".join(f"{e[k]} {k}" for k in _REST if e[k])]
-        for e in ended
-        if e["state"] not in ("fresh", "skipped")
+        [e["name"], e["state"], _n(e["rows_out"]), _rest(e)] for e in ended if e["state"] not in ("fresh", "skipped")
     ]
     for name, (done, total, what) in shown.get("stages", {}).items():
         rows.append([name, "at work", f"{_n(done)} of {_n(total or None)}", what])

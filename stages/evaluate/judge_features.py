@@ -98,7 +98,7 @@ class FrameFeatures:
         return [
             BadRow("The answer is no film: this judge looks at frames.")
             if answer.frames is None or not len(answer.frames)
-            else {"frames": self._encode(answer.frames), "image": None, "text": None}
+            else {"frames": self._encode(answer.frames)}
             for answer in answers
         ]
 

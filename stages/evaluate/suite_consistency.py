@@ -6,7 +6,6 @@ background_consistency.py: DINO ViT-B/16's features, and CLIP ViT-B/32's.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from infra.types import UserError
 from stages.evaluate.suite import Asks, Evidence, Judged, Question, Suite, Verdict
-from stages.evaluate.suite_vbench import consistency
+from stages.evaluate.suite_vbench import consistency, told_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +29,9 @@ class SubjectConsistency(Suite):
 
     def questions(self, prompts: bytes | None) -> Iterator[Question]:
         """The prompts of VBench_full_info.json that ask for this dimension."""
-        how = "give vbench/VBench_full_info.json of Vchitect/VBench"
-        if not prompts:
-            raise UserError(f"{self.name} has no prompts of its own: {how}")
-        try:
-            told = [(one["prompt_en"], list(one["dimension"])) for one in json.loads(prompts)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the prompts of {self.name} cannot be read: {how}") from error
-        yield from (Question(prompt=prompt, task="films") for prompt, asked in told if self.name in asked)
+        for prompt, asked in told_by(prompts, self.name):
+            if self.name in asked:
+                yield Question(prompt=prompt, task="films")
 
     def verdict(self, question: Question, evidence: Mapping[str, Any]) -> Verdict:
         """Of the features of its frames (T, D), 0 to 1; BadRow of a single frame."""

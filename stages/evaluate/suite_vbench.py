@@ -84,14 +84,7 @@ class VBench(Suite):
 
     def questions(self, prompts: bytes | None) -> Iterator[Question]:
         """Prompts of VBench_full_info.json that ask for a dimension measured here."""
-        how = "give vbench/VBench_full_info.json of Vchitect/VBench"
-        if not prompts:
-            raise UserError(f"vbench has no prompts of its own: {how}")
-        try:
-            told = [(one["prompt_en"], list(one["dimension"])) for one in json.loads(prompts)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"vbench's prompts cannot be read: {how}") from error
-        for prompt, asked in told:
+        for prompt, asked in told_by(prompts, self.name):
             dimensions = [name for name in asked if name in _MEASURED]
             if dimensions:
                 yield Question(prompt=prompt, task=" ".join(dimensions), about={"dimensions": dimensions})
@@ -116,6 +109,17 @@ class VBench(Suite):
             for name, value in one.verdict.parts.items():
                 found.setdefault(name, []).append(value)
         return {name: math.fsum(found[name]) / len(found[name]) for name in _MEASURED.values() if name in found}
+
+
+def told_by(prompts: bytes | None, suite: str) -> list[tuple[str, list[str]]]:
+    """The prompts of VBench_full_info.json, each with the dimensions that it asks for."""
+    how = "give vbench/VBench_full_info.json of Vchitect/VBench"
+    if not prompts:
+        raise UserError(f"{suite} has no prompts of its own: {how}")
+    try:
+        return [(one["prompt_en"], list(one["dimension"])) for one in json.loads(prompts)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{suite}'s prompts cannot be read: {how}") from error
 
 
 def total(dimensions: Mapping[str, float]) -> dict[str, float]:

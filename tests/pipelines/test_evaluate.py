@@ -27,7 +27,7 @@ from pipelines.ask import Ask
 from pipelines.checkpoints import Checkpoints
 from pipelines.cli.compose import setup
 from pipelines.cli.cron import emitted, schedule_of
-from pipelines.cli.evaluate import When, Wish, evaluate, listed_for
+from pipelines.cli.evaluate import When, Wish, evaluate, found_in, listed_for
 from pipelines.cli.world import cards, tales
 from pipelines.evaluate import lags, listed, rows_of, with_listed
 from pipelines.lineage import Lineage
@@ -94,7 +94,7 @@ class Root:
     def evaluate(self, ray: Any, *overrides: str, wish: Wish = ALL, tracker: Any = None) -> dict[str, dict[str, Any]]:
         """One look in this process: entries by stage; none where nothing was left to do."""
         made = setup(["pipeline=evaluate", f"root={self.bucket.folder}", *SMALL, *overrides])
-        graph = with_listed(made.graph, listed_for(made, wish))
+        graph = with_listed(made.graph, listed_for(made, found_in(made), wish))
         if graph is None:
             return {}
         planner = Planner(graph, made.root, None, Ask())
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_is_gone_when_its_turn_comes_is_its_rows_fault(root: R
     root.save(10)
     root.save(20)
     made = setup(["pipeline=evaluate", f"root={root.bucket.folder}", *SMALL])
-    found = listed_for(made, ALL)
+    found = listed_for(made, found_in(made), ALL)
     # of data that is known, so that losses are asked for too
     found = tuple(
         replace(one, data=json.dumps({name: {} for name in ("captions", "indices", "texts")})) for one in found
@@ -210,13 +210,13 @@ def test_the_newest_come_first_within_the_budget_and_a_name_means_one_checkpoint
     for step in (10, 20, 30):
         root.save(step)
     made = setup(["pipeline=evaluate", f"root={root.bucket.folder}", *SMALL])
-    assert [one.step for one in listed_for(made, Wish(budget=2))] == [20, 30]
-    assert [one.step for one in listed_for(made, Wish())] == [10, 20, 30]
-    assert [one.step for one in listed_for(made, Wish(target=f"{KEY[:8]}/step-000020"))] == [20]
+    assert [one.step for one in listed_for(made, found_in(made), Wish(budget=2))] == [20, 30]
+    assert [one.step for one in listed_for(made, found_in(made), Wish())] == [10, 20, 30]
+    assert [one.step for one in listed_for(made, found_in(made), Wish(target=f"{KEY[:8]}/step-000020"))] == [20]
     found = Checkpoints(Store(root.bucket)).all()[0]
-    assert [one.step for one in listed_for(made, Wish(target=found.checkpoint.manifest))] == [10]
+    assert [one.step for one in listed_for(made, found_in(made), Wish(target=found.checkpoint.manifest))] == [10]
     with pytest.raises(UserError, match=r"is no checkpoint of .* give a name such as kkkkkkkk/step-000030"):
-        listed_for(made, Wish(target="step-000099"))
+        listed_for(made, found_in(made), Wish(target="step-000099"))
 
 
 def test_answers_do_not_depend_on_what_is_drawn_beside_them_and_checkpoints_draw_from_the_same_numbers(
