@@ -4,6 +4,8 @@
     python -m benchmarks.composition scales TOKENIZER ...              redrawn from the first scales alone
     python -m benchmarks.composition patches 8:256 4:256 ...           side of a patch, number of codes
     python -m benchmarks.composition curve TEXT TOKENIZER MODEL ...    folders of checkpoints, one row each
+    python -m benchmarks.composition finish TEXT TOKENIZER MODEL ...   of next-scale models: truth's first scales are
+                                                                       given, the model draws the others
 
 Each row is a task: the score, the 95 % interval of a bootstrap over prompts, and chance (stages/evaluate/
 suite_composition.py). One thread. Checkpoints lie in <root>/checkpoints/NAME/<key>.<n>/step-NNNNNN.<nonce>/.
@@ -21,12 +23,15 @@ import numpy as np
 import torch
 
 from models.any_to_any import AnyToAny, load_model
-from models.generate.choosing import Sampling
-from models.generate.pictures import Asked, pictures
-from models.raster import TextTokenizer
+from models.generate.choosing import Chance, Sampling, last
+from models.generate.pictures import Asked, painted, pictures
+from models.generate.scales import scale_steps
+from models.layout import finest, opened
+from models.raster import TextTokenizer, size_text
 from models.tokenizers import multiscale
 from models.tokenizers.interface import VisionTokenizer, load_tokenizer, to_bytes, to_pixels
 from models.tokenizers.nextflow import NextFlowTokenizer
+from models.tokenizers.scales import num_places
 from models.tokenizers.text import load_text_tokenizer
 from stages import sample_world as world
 from stages.evaluate.detector_pixels import detected
@@ -120,6 +125,32 @@ def answers(
     return out
 
 
+def finished(
+    model: AnyToAny,
+    text: TextTokenizer,
+    tokenizer: VisionTokenizer,
+    prompts: Sequence[str],
+    how: Sampling,
+    scenes: Sequence[np.ndarray],
+    num_known: int,
+) -> list[np.ndarray]:
+    """A picture for each prompt whose first `num_known` scales are those of its scene."""
+    grids, out = tokenizer.grids(1, *scenes[0].shape[:2]), list[np.ndarray]()
+    sides = [grid[1:] for grid in grids]
+    for start in range(0, len(prompts), BATCH):
+        truth = tokenizer.encode(to_pixels(torch.from_numpy(np.stack(scenes[start : start + BATCH])[:, None]))).ids
+        assert truth is not None
+        known = truth[:, : num_places(sides[:num_known])]
+        told, plain = (
+            [opened([text.encode(said)], size_text(finest(grids)), model.form, text) for said in some]
+            for some in (prompts[start : start + BATCH], [""] * len(known))
+        )
+        chance = Chance([*range(start, start + len(known))])
+        drawn = last(scale_steps(model, told, sides, how, chance, plain, known=known))
+        out += list(painted(tokenizer, drawn, grids)[:, 0])
+    return out
+
+
 def report(suite: Composition, questions: Sequence[Question], pictures: Sequence[np.ndarray]) -> None:
     """Judge and print: of pictures of all questions, once or several times; prompts are drawn with all of theirs."""
     samples = len(pictures) // len(questions)
@@ -146,6 +177,9 @@ def main(given: argparse.Namespace) -> None:
         curve(given, suite, questions)
         return
     scenes = [rendered(scene, seed, given.pixels) for seed, (_, scene) in enumerate(suite.scenes())]
+    if given.what == "finish":
+        finish(given, suite, questions, scenes)
+        return
     if given.what == "truth":
         print("truth")
         report(suite, questions, scenes)
@@ -187,9 +221,23 @@ def curve(given: argparse.Namespace, suite: Composition, questions: Sequence[Que
         report(suite, questions, drawn)
 
 
+def finish(
+    given: argparse.Namespace, suite: Composition, questions: Sequence[Question], scenes: Sequence[np.ndarray]
+) -> None:
+    """What checkpoints make of truth's first scales: where among the scales it goes wrong."""
+    text, tokenizer = load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1]))
+    how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
+    prompts = [one.prompt for one in questions]
+    for folder in given.folders[2:]:
+        model, step = load_model(Path(folder))
+        for num_known in range(len(tokenizer.grids(1, given.pixels, given.pixels))):
+            print(f"step {step}, {num_known} of truth's scales, {how}: {folder}")
+            report(suite, questions, finished(model, text, tokenizer, prompts, how, scenes, num_known))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["truth", "scales", "patches", "curve"])
+    parser.add_argument("what", choices=["truth", "scales", "patches", "curve", "finish"])
     parser.add_argument("folders", nargs="*", help="folders of checkpoints, or SIDE:CODES")
     parser.add_argument("--pixels", type=int, default=64, help="of a side: what the checkpoints were trained on")
     parser.add_argument("--prompts", type=int, default=60, help="of each task")

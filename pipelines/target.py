@@ -42,6 +42,10 @@ class Finder:
         for look in (self._checkpoint, self._file, self._row):
             if found := look(target):
                 return found
+        if "=" in target:
+            raise UserError(
+                f"{target!r} is a setting: name what it is about before it, as in `plait lineage model {target}`"
+            )
         made = ", ".join(self.standing.order())
         raise UserError(f"{target!r} is nothing that {self.standing.root.uri} knows: give a dataset ({made}), dataset@version, a checkpoint, a row's key or a raw file")  # fmt: skip  # noqa: E501
 

@@ -28,18 +28,21 @@ def scale_steps(
     plain: Sequence[Document] | None = None,
     frames: int = 1,
     begun: int = 0,
+    known: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """(B, n) codes so far, frame after frame from coarse to fine, after every scale; `scales` are the grids of one
-    frame, the first 1x1. Prompts end with the block's head and `begun` frames, which are not drawn again."""
+    frame, the first 1x1. Prompts end with the block's head and `begun` frames, which are not drawn again. `known`
+    (B, k): codes of the first scales of what is drawn, which stand as they are."""
     context = Context(model, prompts, how, chance, plain)
-    drawn: list[Tensor] = []
+    drawn, at = list[Tensor](), 0
     for frame in range(begun, frames):
         if frame:
             context.show_all(model.form.vocabulary.eof)
-        drawn.append(context.codes(context.last_RD)[:, None])
-        yield torch.cat(drawn, 1)
-        for scale in range(1, len(scales)):
-            drawn.append(context.codes(_hidden(context, scales, scale, drawn[-1])))
+        for scale, (rows, columns) in enumerate(scales):
+            hidden = _hidden(context, scales, scale, drawn[-1]) if scale else context.last_RD[:, None]
+            given = known[:, at : at + rows * columns] if known is not None else None
+            at += rows * columns
+            drawn.append(given if given is not None and given.shape[1] else context.codes(hidden))
             yield torch.cat(drawn, 1)
 
 

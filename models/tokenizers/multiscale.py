@@ -42,20 +42,29 @@ def enlarged(codes_NDhw: Tensor, sides: Sides) -> Tensor:
     return interpolate(codes_NDhw, size=sides, mode="bicubic")
 
 
+def share_of(sides: Sides, full: Sides) -> float:
+    """Places of a grid over those of the finest."""
+    return sides[0] * sides[1] / (full[0] * full[1])
+
+
 def quantised(
     latent_NDHW: Tensor,
     grids: Sequence[Sides],
-    nearest: Callable[[Tensor], Tensor],
+    nearest: Callable[[Tensor, float], Tensor],
     lookup: Callable[[Tensor], Tensor],
 ) -> Iterator[Scale]:
-    """Scale after scale. `nearest`: (M, D) to codes (M); `lookup`: codes (...) to vectors (..., D). In float32."""
+    """Scale after scale, in float32.
+
+    `nearest`: (M, D), and what the grid has of the finest one's places, to codes (M); `lookup`: codes (...) to vectors
+    (..., D).
+    """
     left = latent_NDHW.float()
     total = torch.zeros_like(left)
     full = (latent_NDHW.shape[-2], latent_NDHW.shape[-1])
     for sides in grids:
         small = shrunk(left, sides).permute(0, 2, 3, 1)
         flat_MD = small.flatten(0, 2)
-        codes = nearest(flat_MD.detach()).view(small.shape[:3])
+        codes = nearest(flat_MD.detach(), share_of(sides, full)).view(small.shape[:3])
         part = enlarged(lookup(codes).permute(0, 3, 1, 2), full)
         total, left = total + part, left - part
         yield Scale(latent_MD=flat_MD, codes_Nhw=codes, total_NDHW=total)

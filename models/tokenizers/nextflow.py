@@ -9,7 +9,7 @@ own. Legend: as in interface.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,16 +124,25 @@ class NextFlowTokenizer(VisionTokenizer):
         seen = self.shape.pixel_weight * distances(seen_MD, books[1])
         return seen + distances(meant_MD, books[0]) if self.shape.joint else seen
 
-    def nearest(self, latent_MD: Tensor) -> Tensor:
-        """(M) the shared index; where codes have a price, both books' rows have that of the pixel book."""
-        block, price_K = max(1, BLOCK_ELEMENTS // self.codebook_size), self.pixel_book.price()
-        price = 0.0 if price_K is None else price_K
-        return torch.cat([(self.distances(part) + price).argmin(1) for part in latent_MD.split(block)])
+    def costs(self, latent_MD: Tensor, share: float) -> Iterator[Tensor]:
+        """(m, K) distance and price, of so many latents at a time that there are at most BLOCK_ELEMENTS.
 
-    def nearest_few(self, latent_MD: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """(M, k) least distances, and the indices at them; never more distances at once than BLOCK_ELEMENTS."""
-        block, count = max(1, BLOCK_ELEMENTS // self.codebook_size), min(count, self.codebook_size)
-        found = [self.distances(part).topk(count, dim=1, largest=False) for part in latent_MD.split(block)]
+        `share`: places of their grid over those of the finest. A coarse code stands for many fine places: its error
+        counts in all of them, its price once (the Lagrangian of distortion and rate).
+        """
+        price_K = self.pixel_book.price()
+        price = 0.0 if price_K is None else share * price_K
+        for part in latent_MD.split(max(1, BLOCK_ELEMENTS // self.codebook_size)):
+            yield self.distances(part) + price
+
+    def nearest(self, latent_MD: Tensor, share: float = 1.0) -> Tensor:
+        """(M) the shared index of the least cost; where codes have a price, both books' rows have the pixel book's."""
+        return torch.cat([cost.argmin(1) for cost in self.costs(latent_MD, share)])
+
+    def nearest_few(self, latent_MD: Tensor, count: int, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(M, k) least costs, and the indices at them."""
+        count = min(count, self.codebook_size)
+        found = [cost.topk(count, dim=1, largest=False) for cost in self.costs(latent_MD, share)]
         return torch.cat([few.values for few in found]), torch.cat([few.indices for few in found])
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -163,7 +172,7 @@ class NextFlowTokenizer(VisionTokenizer):
         for number, latent_LD in enumerate(latents):
             target = ids_L[at : at + len(latent_LD)]
             at += len(latent_LD)
-            near, codes = self.nearest_few(latent_LD, shape.correction_top_k)
+            near, codes = self.nearest_few(latent_LD, shape.correction_top_k, len(latent_LD) / len(latents[-1]))
             rule = {"share": shape.correction_share, "temperature": shape.correction_temperature}
             drawn.append(multiscale.drawn_inputs(near, codes, target, salt=bytes([number]), **rule))
         return torch.cat(drawn)
@@ -183,7 +192,7 @@ class NextFlowTokenizer(VisionTokenizer):
         """Reconstruction over the scales that were not dropped; commitment, codebook and semantic losses."""
         pixels_N3HW = pixels_NT3HW.flatten(0, 1)
         latent = self.latent(pixels_N3HW)
-        scales = kept_scales(self.scales(1, *pixels_N3HW.shape[-2:]), self.shape.scale_drop, seed)
+        scales = kept_scales(self.scales(1, *pixels_N3HW.shape[-2:]), self.shape.scale_drop, seed, self.shape.scale_cut)
         found = list(multiscale.quantised(latent, scales, self.nearest, self.lookup))
         committed = torch.stack([mse_loss(latent, scale.total_NDHW.detach()) for scale in found]).mean()
         terms = {"commitment": self.shape.commitment * committed}
@@ -223,7 +232,14 @@ class NextFlowTokenizer(VisionTokenizer):
         return restarted
 
 
-def kept_scales(scales: Sequence[Sides], drop: float, seed: int) -> list[Sides]:
-    """Every scale but the finest is left out with this probability, drawn from the seed (NextFlow: 50 %)."""
-    draws = torch.rand(len(scales), generator=torch.Generator().manual_seed(seed))
+def kept_scales(scales: Sequence[Sides], drop: float, seed: int, cut: float = 0.0) -> list[Sides]:
+    """Scales of a training step, drawn from the seed.
+
+    Each but the finest is left out with probability `drop` (NextFlow: 50 %). With probability `cut` the picture ends at
+    one of the coarser scales, any of them as likely, and no scale up to it is left out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(len(scales), generator=generator)
+    if cut and len(scales) > 1 and float(torch.rand((), generator=generator)) < cut:
+        return list(scales[: int(torch.randint(1, len(scales), (), generator=generator))])
     return [sides for place, sides in enumerate(scales) if place == len(scales) - 1 or draws[place] >= drop]

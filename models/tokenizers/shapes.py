@@ -38,6 +38,11 @@ class TowerShape:
     """Groups of the normalisation in every block; 0: none."""
     attention: bool = False
     """Self-attention among the places of the lowest resolution."""
+    layers: int = _since(0)
+    """Transformer layers among the places of every resolution, after its blocks, with 2-D sinusoidal positions: a code
+    can then tell of the whole picture."""
+    heads: int = _since(4)
+    """Of those layers."""
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.patch, self.width, self.blocks, *self.multipliers) < 1:
@@ -155,6 +160,9 @@ class NextFlowShape:
     rate: float = _since(0.0)
     restart: Literal["any", "far"] = _since("any")
     """Both as in VqShape."""
+    scale_cut: float = _since(0.0)
+    """Probability that a training step ends at one of the coarser scales: these then show as much as they can by
+    themselves, and leave little open to the codes of the next scale, which are all drawn at once."""
 
     def __post_init__(self) -> None:
         if self.rate and (self.normalised or self.codebook == "gradient"):

@@ -14,7 +14,7 @@ from models.generate.latents import latent_steps
 from models.generate.scales import scale_steps
 from models.layout import Document, Picture, document, opened
 from models.raster import size_text
-from tests.models.recipes import FORMATS, LATENT, SCALES, TEXT, batch_in_double, model_of
+from tests.models.recipes import CODES, FORMATS, LATENT, SCALES, TEXT, batch_in_double, model_of
 
 GREEDY = Sampling(temperature=0)
 CAPTIONS = [TEXT.encode("a"), TEXT.encode("a longer caption")]
@@ -39,6 +39,24 @@ def test_scales_drawn_from_the_cache_are_the_most_likely_ones_of_the_whole_docum
         of_codes = made.targets >= offset
         assert np.array_equal(likely[of_codes], made.targets[of_codes] - offset)
         assert of_codes.sum() == len(ids)
+
+
+@torch.no_grad()
+def test_known_scales_stand_and_the_others_are_the_most_likely_ones_after_them() -> None:
+    model, rng = model_of("nextflow"), np.random.default_rng(3)
+    count = sum(rows * columns for rows, columns in SCALES[:2])
+    known = torch.from_numpy(rng.integers(CODES, size=(2, count)))
+    prompts = prompts_of("nextflow", (1, 3, 4))
+    *_, before, drawn = scale_steps(model, prompts, SCALES, GREEDY, Chance([0, 0]), known=known)
+    assert torch.equal(drawn[:, :count], known) and torch.equal(drawn[:, : before.shape[1]], before)
+    grids = tuple((1, *sides) for sides in SCALES)
+    for words, ids in zip(CAPTIONS, drawn.numpy(), strict=True):
+        one = document([words, Picture(grids=grids, ids=ids)], FORMATS["nextflow"], TEXT)
+        made, batch = batch_in_double("nextflow", [one], [0])
+        likely = model.code_logits(model.hidden(batch)[0]).argmax(-1).numpy()
+        of_codes = made.targets >= model.form.vocabulary.visual_offset
+        assert np.array_equal(likely[of_codes][count:], ids[count:])
+        assert not np.array_equal(likely[of_codes][:count], ids[:count])
 
 
 @torch.no_grad()

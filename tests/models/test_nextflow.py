@@ -97,6 +97,68 @@ def test_half_of_the_scales_are_dropped_and_never_the_finest() -> None:
     assert kept_scales(sides, 0.5, 7) == kept_scales(sides, 0.5, 7) and kept_scales(sides, 0.0, 7) == list(sides)
 
 
+def test_a_cut_picture_ends_at_a_coarser_scale_and_keeps_all_up_to_it() -> None:
+    sides = grids_of((1, 2, 3, 4), 4, 4)
+    kept = [kept_scales(sides, 0.5, seed, cut=0.4) for seed in range(2000)]
+    cut = [one for one in kept if one[-1] != (4, 4)]
+    assert len(cut) / len(kept) == pytest.approx(0.4, abs=0.03)
+    for count in (1, 2, 3):
+        assert cut.count(list(sides[:count])) / len(cut) == pytest.approx(1 / 3, abs=0.05)
+    assert [kept_scales(sides, 0.5, seed, cut=0.0) for seed in range(50)] == [
+        kept_scales(sides, 0.5, seed) for seed in range(50)
+    ]
+
+
+def priced(**settings) -> NextFlowTokenizer:
+    """A tokenizer whose second row is dear: it was hardly ever used."""
+    tokenizer = made(codebook="ema", normalised=False, rate=1.0, codebook_size=2, **settings)
+    tokenizer.phase("pixel")
+    tokenizer.pixel_book.error.fill_(1.0)
+    tokenizer.pixel_book.counts.copy_(torch.tensor([100.0, 1.0]))
+    with torch.no_grad():
+        tokenizer.pixel_book.weight.copy_(torch.eye(2, 5))
+    return tokenizer
+
+
+def test_a_price_weighs_less_where_a_code_stands_for_many_places() -> None:
+    tokenizer = priced()
+    price = tokenizer.pixel_book.price()
+    dearer = float(price[1] - price[0])
+    assert dearer == pytest.approx(4.6, abs=0.05)  # ln 100
+    for share in (1.0, 0.25):
+        even = (
+            share * dearer / (2 * 0.7)
+        )  # weighted distances to the two rows differ by 0.7 * 2 * what is seen of the second
+        latents = torch.zeros(2, 8)
+        latents[:, 4] = torch.tensor([even - 0.01, even + 0.01])
+        assert tokenizer.nearest(latents, share).tolist() == [0, 1]
+    shares = [multiscale.share_of(sides, (4, 4)) for sides in grids_of((1, 2, 3, 4), 4, 4)]
+    assert shares == [1 / 16, 1 / 4, 9 / 16, 1.0]
+
+
+def test_self_correction_draws_by_what_the_target_was_chosen_by() -> None:
+    """Where codes have a price, the one that is taken is the first of the few, though another one is nearer."""
+    tokenizer, pixels = priced(correction_share=1.0, correction_temperature=1e-6, correction_top_k=2), pictures(8)
+    found = tokenizer.encode(pixels)
+    assert torch.equal(found.input_ids, found.ids)
+
+
+def test_with_layers_a_code_tells_of_the_whole_picture_and_without_of_its_surroundings() -> None:
+    pixels = pictures(1, 1, 64, 64)
+    other = pixels.clone()
+    other[..., 48:, 48:] = -other[..., 48:, 48:]
+    for layers in (0, 1):
+        tower = dataclasses.replace(SHAPE.pixel, layers=layers, heads=2)
+        tokenizer = made(pixel=tower)
+        tokenizer.phase("pixel")
+        with torch.no_grad():
+            one, two = tokenizer.latent(pixels[:, 0]), tokenizer.latent(other[:, 0])
+        assert torch.equal(one[..., 0, 0], two[..., 0, 0]) == (layers == 0)
+        mirrored = tokenizer.latent(torch.full((1, 3, 64, 64), 0.3)).detach()[0, 3:]
+        inner = mirrored[:, 3:5, 3:5].flatten(1)  # plain, and far from the edges: only positions tell places apart
+        assert torch.allclose(inner, inner[:, :1].expand_as(inner), atol=1e-5) == (layers == 0)
+
+
 def test_self_correction_changes_inputs_only_and_for_the_stated_share() -> None:
     pixels = pictures(16)
     plain, corrected = made(correction_share=0.0).encode(pixels), made(correction_share=0.6).encode(pixels)
@@ -164,9 +226,10 @@ def test_each_phase_trains_its_part_and_the_decoder_is_doubled_once() -> None:
         tokenizer.phase("last")
 
 
+@pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize("phases", [("pixel",), ("pixel", "joint"), ("joint", "decoder")])
-def test_saved_and_loaded_is_the_same_in_every_phase(phases: tuple[str, ...], tmp_path: Path) -> None:
-    tokenizer, pixels = made(), pictures(2)
+def test_saved_and_loaded_is_the_same_in_every_phase(phases: tuple[str, ...], layers: int, tmp_path: Path) -> None:
+    tokenizer, pixels = made(pixel=dataclasses.replace(SHAPE.pixel, layers=layers)), pictures(2)
     for phase in phases:
         tokenizer.phase(phase)
     tokenizer.save(tmp_path)

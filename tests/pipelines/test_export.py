@@ -125,6 +125,7 @@ def test_the_dataset_means_its_last_checkpoint_and_a_full_folder_is_left_alone(m
         ("text_tokenizer", "new", None, "is no checkpoint of a decoder"),
         ("model", "new", "emu3", "give qwen3"),
         ("nothing", "new", None, "is nothing that"),
+        ("root=data", "new", None, "is a setting: name what it is about before it"),
     ):
         with pytest.raises(UserError, match=why):
             export(standing, target, tmp_path / folder, layout)
