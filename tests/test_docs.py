@@ -47,12 +47,16 @@ def commands():
     return sorted(found)
 
 
+def with_names(words):
+    """The words with a name where any would do."""
+    return [ANY.get(word, word) for word in words]
+
+
 def overrides_of(words, folder):
     """The settings among the words, with files where weights are asked for, and a name where any would do."""
-    named = [word for word in words if re.match(r"[+~]?[a-z_]+(\.[\w]+)*=", word)]
+    named = [word for word in with_names(words) if re.match(r"[+~]?[a-z_]+(\.[\w]+)*=", word)]
     if words[0] == "evaluate" and named:
         named.insert(0, "pipeline=evaluate")
-    named = [ANY.get(word, word) for word in named]
     for place in WEIGHTS:
         named = [word.replace(place, str(folder / "weights")) for word in named]
     return [re.sub(r"=\.\.\.$", f"={folder}", word) for word in named]
