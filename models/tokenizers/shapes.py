@@ -5,7 +5,7 @@ A shape is told from the others by its `kind`. Published sizes stand in `conf/to
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 _AS_BEFORE = "as_before"
@@ -17,9 +17,10 @@ def _since(as_before: Any) -> Any:
 
 
 def plain(shape: Any) -> dict[str, Any]:
-    """What names a shape: all fields, but later ones that stand at what went before them."""
-    later = {f.name for f in fields(shape) if f.metadata.get(_AS_BEFORE, shape) == getattr(shape, f.name)}
-    return {name: value for name, value in asdict(shape).items() if name not in later}
+    """What names a shape: all fields, but later ones that stand at what went before them; towers likewise."""
+    named = {f.name: getattr(shape, f.name) for f in fields(shape)}
+    later = {f.name for f in fields(shape) if f.metadata.get(_AS_BEFORE, shape) == named[f.name]}
+    return {name: plain(value) if is_dataclass(value) else value for name, value in named.items() if name not in later}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,15 @@ class TowerShape:
             raise ValueError("patch, width, blocks and multipliers of a tower are whole numbers above 0")
         if self.norm_groups and any(self.width * m % self.norm_groups for m in self.multipliers):
             raise ValueError(f"norm_groups={self.norm_groups} does not divide the width {self.width} of the tower")
+        if (
+            self.layers < 0
+            or self.heads < 1
+            or (self.layers and any(self.width * m % self.heads for m in self.multipliers))
+        ):
+            raise ValueError(
+                f"layers={self.layers} of a tower with heads={self.heads}: give 0 or more layers, and heads that divide"
+                f" the width {self.width}"
+            )
 
     @property
     def stride(self) -> int:
@@ -167,6 +177,8 @@ class NextFlowShape:
     def __post_init__(self) -> None:
         if self.rate and (self.normalised or self.codebook == "gradient"):
             raise ValueError(f"rate={self.rate} needs codebook=ema and normalised=false: give both, or 0")
+        if not 0 <= self.scale_cut <= 1:
+            raise ValueError(f"scale_cut={self.scale_cut} is a probability: give a number from 0 to 1")
 
     deepened: bool = False
     """Whether the pixel decoder has been doubled. Set by training."""

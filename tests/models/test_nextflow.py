@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from models.tokenizers import multiscale
+from models.tokenizers import multiscale, shapes
 from models.tokenizers.interface import load_tokenizer
 from models.tokenizers.nextflow import NextFlowTokenizer, kept_scales
 from models.tokenizers.scales import NEXTFLOW, grids_of
@@ -157,6 +157,31 @@ def test_with_layers_a_code_tells_of_the_whole_picture_and_without_of_its_surrou
         mirrored = tokenizer.latent(torch.full((1, 3, 64, 64), 0.3)).detach()[0, 3:]
         inner = mirrored[:, 3:5, 3:5].flatten(1)  # plain, and far from the edges: only positions tell places apart
         assert torch.allclose(inner, inner[:, :1].expand_as(inner), atol=1e-5) == (layers == 0)
+
+
+def test_sizes_that_came_later_are_in_no_identity_while_they_stand_at_what_went_before() -> None:
+    """Or every tokenizer of an earlier version would be another one, and all that hangs on it would be made again."""
+    before, later = shapes.plain(SHAPE), {"layers", "heads"}
+    assert not later & before["pixel"].keys() and not {"rate", "restart", "scale_cut"} & before.keys()
+    after = shapes.plain(dataclasses.replace(SHAPE, pixel=dataclasses.replace(SHAPE.pixel, layers=1), scale_cut=0.4))
+    assert after == before | {"pixel": before["pixel"] | {"layers": 1}, "scale_cut": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"layers": 1, "heads": 3}, "heads that divide the width 8"),
+        ({"layers": -1}, "give 0 or more layers"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(change: dict[str, int], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        dataclasses.replace(SHAPE.pixel, **change)
+
+
+def test_a_cut_is_a_probability() -> None:
+    with pytest.raises(ValueError, match=r"scale_cut=1\.5 is a probability"):
+        dataclasses.replace(SHAPE, scale_cut=1.5)
 
 
 def test_self_correction_changes_inputs_only_and_for_the_stated_share() -> None:
