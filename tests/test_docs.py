@@ -47,7 +47,7 @@ def commands():
     return sorted(found)
 
 
-def with_names(words):
+def with_names(words: list[str]) -> list[str]:
     """The words with a name where any would do."""
     return [ANY.get(word, word) for word in words]
 
