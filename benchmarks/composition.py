@@ -29,7 +29,7 @@ from models.generate.scales import scale_steps
 from models.layout import finest, opened
 from models.raster import TextTokenizer, size_text
 from models.tokenizers import multiscale
-from models.tokenizers.interface import VisionTokenizer, load_tokenizer, to_bytes, to_pixels
+from models.tokenizers.interface import Encoded, VisionTokenizer, load_tokenizer, to_bytes, to_pixels
 from models.tokenizers.nextflow import NextFlowTokenizer
 from models.tokenizers.scales import num_places
 from models.tokenizers.text import load_text_tokenizer
@@ -51,12 +51,17 @@ def rendered(scene: world.Scene, seed: int, pixels: int) -> np.ndarray:
     return cv2.resize(picture, (pixels, pixels), interpolation=cv2.INTER_AREA)
 
 
+def encoded(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray]) -> Iterator[Encoded]:
+    """What the tokenizer makes of them, batch by batch."""
+    for start in range(0, len(pictures), BATCH):
+        yield tokenizer.encode(to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])[:, None])))
+
+
 def redrawn(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Pictures through the tokenizer and back."""
     out: list[np.ndarray] = []
-    for start in range(0, len(pictures), BATCH):
-        pixels = to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])[:, None]))
-        out += list(to_bytes(tokenizer.decode(tokenizer.encode(pixels)))[:, 0].numpy())
+    for found in encoded(tokenizer, pictures):
+        out += list(to_bytes(tokenizer.decode(found))[:, 0].numpy())
     return out
 
 
@@ -64,8 +69,7 @@ def begun(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray], num_scales
     """Pictures through a next-scale tokenizer and back, from their first scales alone."""
     assert isinstance(tokenizer, NextFlowTokenizer)
     scales, out = tokenizer.scales(1, *pictures[0].shape[:2]), list[np.ndarray]()
-    for start in range(0, len(pictures), BATCH):
-        found = tokenizer.encode(to_pixels(torch.from_numpy(np.stack(pictures[start : start + BATCH])[:, None])))
+    for found in encoded(tokenizer, pictures):
         assert found.ids is not None
         adds = list(multiscale.parts(found.ids, scales, scales[-1], tokenizer.lookup))[:num_scales]
         with torch.no_grad():
@@ -131,16 +135,15 @@ def finished(
     tokenizer: VisionTokenizer,
     prompts: Sequence[str],
     how: Sampling,
-    scenes: Sequence[np.ndarray],
+    truth: Sequence[Encoded],
     num_known: int,
 ) -> list[np.ndarray]:
-    """A picture for each prompt whose first `num_known` scales are those of its scene."""
-    grids, out = tokenizer.grids(1, *scenes[0].shape[:2]), list[np.ndarray]()
+    """A picture for each prompt whose first `num_known` scales are those of its scene in `truth`."""
+    grids, out = truth[0].grids, list[np.ndarray]()
     sides = [grid[1:] for grid in grids]
-    for start in range(0, len(prompts), BATCH):
-        truth = tokenizer.encode(to_pixels(torch.from_numpy(np.stack(scenes[start : start + BATCH])[:, None]))).ids
-        assert truth is not None
-        known = truth[:, : num_places(sides[:num_known])]
+    for start, found in zip(range(0, len(prompts), BATCH), truth, strict=True):
+        assert found.ids is not None
+        known = found.ids[:, : num_places(sides[:num_known])]
         told, plain = (
             [opened([text.encode(said)], size_text(finest(grids)), model.form, text) for said in some]
             for some in (prompts[start : start + BATCH], [""] * len(known))
@@ -204,10 +207,15 @@ def possible(what: str, one: str, scenes: Sequence[np.ndarray]) -> Iterator[tupl
         yield f"the first {count} scales of {tokenizer.shape.scales}", begun(tokenizer, scenes, count)
 
 
+def said(given: argparse.Namespace) -> tuple[TextTokenizer, VisionTokenizer, Sampling]:
+    """Both tokenizers, and how is drawn."""
+    how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
+    return load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1])), how
+
+
 def curve(given: argparse.Namespace, suite: Composition, questions: Sequence[Question]) -> None:
     """What checkpoints draw."""
-    text, tokenizer = load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1]))
-    how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
+    text, tokenizer, how = said(given)
     for folder in given.folders[2:]:
         model, step = load_model(Path(folder))
         began = time.process_time()
@@ -225,14 +233,14 @@ def finish(
     given: argparse.Namespace, suite: Composition, questions: Sequence[Question], scenes: Sequence[np.ndarray]
 ) -> None:
     """What checkpoints make of truth's first scales: where among the scales it goes wrong."""
-    text, tokenizer = load_text_tokenizer(Path(given.folders[0])), load_tokenizer(Path(given.folders[1]))
-    how = Sampling(temperature=given.temperature, top_k=given.top_k, guidance=given.guidance)
+    text, tokenizer, how = said(given)
+    truth = list(encoded(tokenizer, scenes))
     prompts = [one.prompt for one in questions]
     for folder in given.folders[2:]:
         model, step = load_model(Path(folder))
-        for num_known in range(len(tokenizer.grids(1, given.pixels, given.pixels))):
+        for num_known in range(len(truth[0].grids)):
             print(f"step {step}, {num_known} of truth's scales, {how}: {folder}")
-            report(suite, questions, finished(model, text, tokenizer, prompts, how, scenes, num_known))
+            report(suite, questions, finished(model, text, tokenizer, prompts, how, truth, num_known))
 
 
 if __name__ == "__main__":

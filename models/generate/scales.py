@@ -40,9 +40,12 @@ def scale_steps(
             context.show_all(model.form.vocabulary.eof)
         for scale, (rows, columns) in enumerate(scales):
             hidden = _hidden(context, scales, scale, drawn[-1]) if scale else context.last_RD[:, None]
-            given = known[:, at : at + rows * columns] if known is not None else None
-            at += rows * columns
-            drawn.append(given if given is not None and given.shape[1] else context.codes(hidden))
+            after = at + rows * columns
+            if known is not None and after <= known.shape[1]:
+                drawn.append(known[:, at:after].to(context.device))
+            else:
+                drawn.append(context.codes(hidden))
+            at = after
             yield torch.cat(drawn, 1)
 
 
