@@ -87,7 +87,11 @@ def asked(manual: str) -> argparse.Namespace:
         f"{os.cpu_count()} cores of {model}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, ",
         end="",
     )
-    print(", ".join(f"{name} {metadata.version(name)}" for name in ("av", "opencv-python-headless", "scenedetect")))
+    print(
+        ", ".join(
+            f"{name} {metadata.version(name)}" for name in ("av", "opencv-python-headless", "scenedetect-headless")
+        )
+    )
     return given
 
 

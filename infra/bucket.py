@@ -99,6 +99,9 @@ class Bucket:
         """Full address of a name, as Lance and people read it."""
         return f"{self.uri}/{checked(name)}" if name else self.uri
 
+    def check_is_here(self) -> None:
+        """TransientError where this machine has no such place, because it is a folder of another one."""
+
     def storage_options(self) -> dict[str, str] | None:
         """What Lance needs to open addresses here, without credentials."""
         return None

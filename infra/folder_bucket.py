@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from infra.bucket import Bucket, Entry, checked
-from infra.types import RunError, UserError
+from infra.types import RunError, TransientError, UserError
 
 _CHUNK = 1 << 20
 
@@ -45,6 +46,11 @@ class LocalBucket(Bucket):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser().resolve()
         self.uri = str(self.folder)
+
+    def check_is_here(self) -> None:
+        """See Bucket."""
+        if not self.folder.is_dir():
+            raise TransientError(f"the node {socket.gethostname()} has no folder {self.folder}: give s3://bucket/prefix, or a folder that every node has")  # fmt: skip  # noqa: E501
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """See Bucket; atomic on any file system with hard links."""

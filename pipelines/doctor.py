@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import shutil
@@ -16,6 +17,7 @@ from infra.folder_bucket import LocalBucket
 from infra.types import PlaitError, without_secrets
 
 MIN_FREE_BYTES = 2 << 30
+NATIVE = ("av", "cv2", "lance", "onnxruntime", "torch")  # those that need libraries of the machine
 
 
 def examine(root: Bucket, source: Bucket | None, tracker: Callable[[], Any], address: str | None) -> list[Finding]:
@@ -51,6 +53,11 @@ def _packages() -> str:
             wrong.append(f"{need.name} {found} (wanted {need.specifier})")
     if wrong:
         raise PlaitError(f"{', '.join(wrong)}: install plait again in a fresh environment")
+    for name in NATIVE:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise PlaitError(f"{name} cannot be loaded ({error}): install the library that it names") from None
     return f"{sum(r.marker is None for r in wanted)} packages within their bounds"
 
 

@@ -98,7 +98,10 @@ class ShardWorker:
     plan_number: int
 
     def setup(self) -> None:
-        """Load what the stage needs."""
+        """Load what the stage needs, on a node that sees where rows are read and written."""
+        self.root.check_is_here()
+        if self.stage.reads_raw and self.source is not None:
+            self.source.check_is_here()
         self.kit = SideKit(self.root, self.sides)
         self.tools = self.stage.setup(self.kit)
         self.store, self.parent_store = Store(self.root), Store(self.root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -48,8 +49,9 @@ def write(
 
     Files are put in place whole and the truth comes last, so an interrupted writing is simply done again.
     """
-    arguments = {"revision": _REVISION, "seed": seed, "videos": num_videos, "stills": num_stills, "texts": num_texts}
-    if _is_there(raw, truth, arguments):
+    sizes = {path.relative_to(raw).as_posix(): path.stat().st_size for path in raw.rglob("*") if path.is_file()}
+    told_before = truth.read_bytes() if truth.exists() else None
+    if is_whole(told_before, sizes, seed, num_videos, num_stills, num_texts):
         return
     raw.mkdir(parents=True, exist_ok=True)
     for folder in ("videos", "stills", "texts"):
@@ -65,19 +67,27 @@ def write(
     told |= _broken(raw)
     held_back = {"pairs": world.HELD_PAIRS, "relations": world.HELD_RELATIONS}
     sizes = {name: (raw / name).stat().st_size for name in sorted(told)}
+    arguments = _arguments(seed, num_videos, num_stills, num_texts)
     whole = {"arguments": arguments, "held_back": held_back, "files": told, "sizes": sizes}
     truth.parent.mkdir(parents=True, exist_ok=True)
     _put(truth, json.dumps(whole, indent=1, sort_keys=True).encode())
 
 
-def _is_there(raw: Path, truth: Path, arguments: dict[str, Any]) -> bool:
+def is_whole(
+    truth: bytes | None, sizes: Mapping[str, int], seed: int, num_videos: int, num_stills: int, num_texts: int
+) -> bool:
+    """Whether a truth tells of a corpus of these arguments, whose files are all there with `sizes` in bytes."""
     try:
-        told = json.loads(truth.read_text())
-        return told["arguments"] == arguments and all(
-            (raw / name).stat().st_size == size for name, size in told["sizes"].items()
+        told = json.loads(truth or b"")
+        return told["arguments"] == _arguments(seed, num_videos, num_stills, num_texts) and all(
+            sizes.get(name) == size for name, size in told["sizes"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return False
+
+
+def _arguments(seed: int, num_videos: int, num_stills: int, num_texts: int) -> dict[str, int]:
+    return {"revision": _REVISION, "seed": seed, "videos": num_videos, "stills": num_stills, "texts": num_texts}
 
 
 def _put(path: Path, payload: bytes) -> None:

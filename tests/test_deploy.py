@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 
 from infra.deploy.render import render
 from pipelines.cli.compose import setup
@@ -178,16 +180,32 @@ def test_the_image_gets_everything_that_plait_is_made_of():
     project = tomllib.loads((REPO / "pyproject.toml").read_text())
     for sources in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
         assert all((REPO / source).exists() for source in sources.split())
-    extras = re.search(r'"\.\[(.+)\]"', text)
-    assert extras and set(extras[1].split(",")) <= project["project"]["optional-dependencies"].keys()
     packages = project["tool"]["setuptools"]["packages"]
     rooms = re.findall(r"^COPY (\w+) \1$", text, re.MULTILINE)
     found = {str(p.parent.relative_to(REPO)).replace("/", ".") for room in rooms for p in (REPO / room).rglob("__init__.py")}  # fmt: skip  # noqa: E501
     assert found == set(packages), "pip would install another set of packages than there is"
-    script = re.search(r"python -c '(.+?)'\)\"", text)
+    script = re.search(r"python -c '(.+?)' > needed.txt", text)
     assert script
-    torch = subprocess.run([sys.executable, "-c", script[1]], cwd=REPO, capture_output=True, text=True, check=True)
-    assert torch.stdout.startswith("torch==")
+    told = subprocess.run([sys.executable, "-c", script[1]], cwd=REPO, capture_output=True, text=True, check=True)
+    extras = project["project"]["optional-dependencies"]
+    assert told.stdout.splitlines() == project["project"]["dependencies"] + extras["weights"] + extras["server"]
+    assert sum(line.startswith("torch==") for line in told.stdout.splitlines()) == 1
+
+
+def test_opencv_is_the_one_that_needs_no_screen():
+    """`opencv-python` overwrites the headless one's files and cannot be loaded where there is no X, as in the image."""
+    files = {"cv2/" + name for name in ("__init__.py", "version.py")}
+    owners = {d.name for d in metadata.distributions() if files & {str(file) for file in d.files or ()}}
+    assert owners == {"opencv-python-headless"}
+
+
+def test_mlflow_reaches_its_database_by_the_driver_that_is_installed():
+    """The bare `postgresql://` is psycopg2 before SQLAlchemy 2.1 and psycopg from then on."""
+    server = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]["server"]
+    for path in (DEPLOY / "compose.yaml", DEPLOY / "kubernetes" / "mlflow.yaml"):
+        found = re.findall(r"postgresql[^\s\",]*", path.read_text())
+        drivers = [make_url(uri).get_dialect().driver for uri in found if "://" in uri]
+        assert drivers == ["psycopg2"] and server[0].startswith("psycopg2-binary"), path
 
 
 APART = ["unshare", "--pid", "--fork", "--mount-proc"]
@@ -212,4 +230,4 @@ def test_a_node_that_goes_waits_for_its_workers_and_not_for_ever(worker, left):
     environment = {"DEAF_OR_NOT": worker, "LEAVE": str(DEPLOY / "leave.sh"), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([*APART, "sh", "-c", LEAVE], env=environment, capture_output=True, text=True, check=False)
     seconds, num = map(int, done.stdout.split())
-    assert num == left and (1 <= seconds <= 3), done
+    assert num == left and (1 <= seconds < 20), done

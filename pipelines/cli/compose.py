@@ -29,7 +29,12 @@ class Setup:
     graph: Graph
     root: Bucket
     home: Path
-    """Local folder for what must be local: the sample corpus, mlflow.db."""
+    """Local folder for what must be local: mlflow.db."""
+
+    @property
+    def sample(self) -> Bucket:
+        """Where the sample corpus lies, in the root, so that every node finds it: `raw/`, and `truth.json` at last."""
+        return self.root.below("sample")
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -90,7 +95,7 @@ def source_of(made: Setup) -> Bucket:
     """The source that the configuration names; for the sample corpus its folder, whether it exists or not."""
     config = made.config
     if config.source is None:
-        return LocalBucket(made.home / "sample" / "raw")
+        return made.sample.below("raw")
     source = open_bucket(
         config.source, config.storage.source_endpoint or config.storage.endpoint, config.storage.region
     )

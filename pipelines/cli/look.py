@@ -7,6 +7,7 @@ from typing import Any
 
 from infra.types import UserError
 from pipelines.cli import show
+from pipelines.cli.corpus import has_corpus
 from pipelines.cli.going import parted, split
 
 FILES_SHOWN = 12
@@ -104,7 +105,7 @@ def _why_stage(stage: str, overrides: Sequence[str], as_json: bool) -> None:
     made = setup(overrides)
     made.graph.node(stage)
     source = source_of(made)
-    missing = made.config.source is None and not (made.home / "sample" / "truth.json").exists()
+    missing = made.config.source is None and not has_corpus(made)
     plans = Planner(made.graph, made.root, None if missing else source, Ask()).plan_all()
     plan = next(p for p in plans if p.name == stage)
     root_cause = _root_cause(made.graph, plans, stage)

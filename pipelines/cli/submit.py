@@ -108,16 +108,12 @@ def _no_address(made: Any) -> list[str]:
 
 def _places(made: Any) -> list[str]:
     """Folders as the cluster will find them; one sentence for what only this machine has."""
-    from pipelines.graph import is_listing
-
     config = made.config
     found: list[str] = []
     is_folder = "://" not in (config.storage.root or config.root)
     if is_folder:
         name = "storage.root" if config.storage.root else "root"
         found.append(f"{name}={_shared(made, name, config.storage.root or config.root)}")
-    elif config.source is None and any(is_listing(node.stage) for node in made.graph):
-        raise UserError("no source is given, and the sample corpus would lie on the cluster's head alone: give source=s3://bucket/prefix")  # fmt: skip  # noqa: E501
     if config.source is not None and "://" not in config.source:
         found.append(f"source={_shared(made, 'source', config.source)}")
     uri = config.tracking.uri or ""

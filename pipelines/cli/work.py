@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 from infra.types import PlaitError, UserError, without_secrets
 from pipelines.ask import DEFAULT_LAG, Ask
 from pipelines.cli import show
+from pipelines.cli.corpus import ensure_corpus, has_corpus
 from pipelines.cli.going import stopped_by_signals
 from pipelines.cli.world import cards, planner_of, record, services_of, stop_ray, tales, tracker_of, tracking_places
 
@@ -45,7 +45,7 @@ def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
 
     made = setup(overrides)
     source = source_of(made)
-    missing_sample = made.config.source is None and not (made.home / "sample" / "truth.json").exists()
+    missing_sample = made.config.source is None and not has_corpus(made)
     planner = planner_of(made, asked, None if missing_sample else source)
     plans = planner.plan_all()
     stages = [_seen(planner, p) for p in plans]
@@ -97,7 +97,7 @@ def run(overrides: Sequence[str], asked: Ask, detach: bool, as_json: bool) -> No
     progress = show.ConsoleProgress()
     try:
         if made.config.source is None:
-            _sample(made, progress)
+            ensure_corpus(made, progress)
         planner = planner_of(made, asked, source)
         services = services_of(made, source, progress)
         runner = Runner(planner, services, asked, record())
@@ -149,15 +149,6 @@ def _show_failure(result: Any, sentence: str, as_json: bool) -> None:
     show.emit_error(sentence, False)
     if as_json:
         show.emit(result.to_json())
-
-
-def _sample(made: Any, progress: Any) -> None:
-    from stages import sample_corpus
-
-    if not (made.home / "sample" / "truth.json").exists():
-        progress.note(f"no source is given: writing the sample corpus to {made.home / 'sample' / 'raw'}")
-    sample = dataclasses.asdict(made.config.sample)
-    sample_corpus.write(made.home / "sample" / "raw", made.home / "sample" / "truth.json", **sample)
 
 
 def sync(overrides: Sequence[str], as_json: bool) -> None:

@@ -1,0 +1,46 @@
+"""The sample corpus of a root in a store: every node can read it, it comes whole, and only once."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from infra.folder_bucket import LocalBucket
+from infra.requests import counted
+from infra.types import TransientError
+from pipelines.cli.compose import setup, source_of
+from pipelines.cli.corpus import TRUTH, ensure_corpus, has_corpus
+from stages import sample_corpus
+
+TINY = {"num_videos": 1, "num_stills": 12, "num_texts": 2}
+
+
+class Said(list):
+    """What a person was told."""
+
+    note = list.append
+
+
+def test_a_corpus_in_a_store_is_that_of_a_folder_and_is_brought_there_once(s3_endpoint, tmp_path):
+    place = ["storage=s3", "storage.root=s3://plait/corpus", f"storage.endpoint={s3_endpoint}"]
+    made, said = setup([*place, *(f"sample.{name}={value}" for name, value in TINY.items())]), Said()
+    assert not has_corpus(made)
+    ensure_corpus(made, said)
+    sample_corpus.write(tmp_path / "raw", tmp_path / TRUTH, **TINY)
+    there = {entry.path: entry.size_bytes for entry in source_of(made).entries()}
+    assert there == {entry.path: entry.size_bytes for entry in LocalBucket(tmp_path / "raw").entries()}
+    assert made.sample.get(TRUTH) == (tmp_path / TRUTH).read_bytes()
+    with counted() as asked:
+        ensure_corpus(made, said)
+    assert asked["PUT"] == 0 and len(said) == 1
+    lost = next(iter(there))
+    made.sample.delete(f"raw/{lost}")
+    ensure_corpus(made, said)
+    assert made.sample.size(f"raw/{lost}") == there[lost]
+
+
+def test_a_node_without_the_folder_says_so(tmp_path):
+    with pytest.raises(TransientError, match=f"{socket.gethostname()} has no folder {tmp_path}/gone: give s3://"):
+        LocalBucket(tmp_path / "gone").check_is_here()
+    LocalBucket(tmp_path).check_is_here()
