@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import boto3
 import pytest
 
 from infra.bucket import Bucket
@@ -18,6 +19,8 @@ from tests.conftest import REPO, plait
 from tests.faults.s3_proxy import S3Proxy
 
 ALL = [check.what for check in CHECKS]
+GIVEN = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+"""Credentials of the environment, before those of moto's store take their place."""
 
 
 def failed(bucket: Bucket, checks: tuple[Check, ...] = CHECKS) -> dict[str, str]:
@@ -57,7 +60,10 @@ def test_a_store_that_ignores_a_header_is_found_out(header, found_out, s3_endpoi
     reason="no store is named: set PLAIT_TEST_S3_ROOT=s3://bucket/prefix, PLAIT_TEST_S3_ENDPOINT where it is not AWS,"
     " and its credentials",
 )
-def test_the_store_of_the_environment_gives_all_that_plait_needs():
+def test_the_store_of_the_environment_gives_all_that_plait_needs(monkeypatch):
+    for name, value in GIVEN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers moto's
     assert failed(S3Bucket(os.environ["PLAIT_TEST_S3_ROOT"], os.environ.get("PLAIT_TEST_S3_ENDPOINT"))) == {}
 
 
