@@ -1,17 +1,19 @@
-"""The sample corpus of a root in a store: every node can read it, it comes whole, and only once."""
+"""What every node must see: the sample corpus of a root in a store, whole and brought once; folders, or it says so."""
 
 from __future__ import annotations
 
 import socket
+from typing import cast
 
-import pytest
-
+from infra.actors import Host
 from infra.folder_bucket import LocalBucket
+from infra.ledger import Folder
 from infra.requests import counted
-from infra.types import TransientError
 from pipelines.cli.compose import setup, source_of
 from pipelines.cli.corpus import TRUTH, ensure_corpus, has_corpus
+from pipelines.worker import ShardWorker
 from stages import sample_corpus
+from stages.ingest import Videos
 
 TINY = {"num_videos": 1, "num_stills": 12, "num_texts": 2}
 
@@ -40,7 +42,13 @@ def test_a_corpus_in_a_store_is_that_of_a_folder_and_is_brought_there_once(s3_en
     assert made.sample.size(f"raw/{lost}") == there[lost]
 
 
-def test_a_node_without_the_folder_says_so(tmp_path):
-    with pytest.raises(TransientError, match=f"{socket.gethostname()} has no folder {tmp_path}/gone: give s3://"):
-        LocalBucket(tmp_path / "gone").check_is_here()
-    LocalBucket(tmp_path).check_is_here()
+def test_a_node_without_the_folder_takes_no_rows_and_says_why(tmp_path):
+    (tmp_path / "source").mkdir()
+    for root, source in (("gone", "source"), (".", "gone")):
+        worker = ShardWorker(
+            stage=Videos(), recipe="", root=LocalBucket(tmp_path / root), source=LocalBucket(tmp_path / source),
+            inputs=(), parents={}, sides={}, files=None, batch_rows=1, deadline_s=1.0, folder=cast(Folder, None),
+            plan_number=0,
+        )  # fmt: skip
+        answer = Host().prepare(worker)
+        assert f"{socket.gethostname()} has no folder {tmp_path}/gone: give s3://" in answer["transient"]
