@@ -27,25 +27,47 @@ def ip(*arguments: str) -> None:
 
 @contextmanager
 def namespaces(mark: str) -> Iterator[list[str]]:
-    """Network namespaces by the names of NAMES, joined by a bridge; their addresses, and at the end they are gone."""
-    net = f"10.93.{os.getpid() % 250}"
+    """Network namespaces by the names of NAMES; their addresses, and at the end they are gone.
+
+    The bridge that joins them, and this process, is in a namespace too: what the machine's own firewall says of
+    bridges (docker has it drop what goes over others than its own) does not hold there.
+    """
+    net, switch = f"10.93.{os.getpid() % 250}", f"{mark}sw"
+    spaces = [switch, *(f"{mark}{name}" for name in NAMES)]
     try:
-        ip("link", "add", f"{mark}br", "type", "bridge")
-        ip("addr", "add", f"{net}.1/24", "dev", f"{mark}br")
-        ip("link", "set", f"{mark}br", "up")
+        for space in spaces:
+            ip("netns", "add", space)
+        ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        ip("-n", switch, "link", "set", "bridge", "up")
+        ip("link", "add", f"{mark}me", "type", "veth", "peer", "name", "me", "netns", switch)
+        ip("addr", "add", f"{net}.1/24", "dev", f"{mark}me")
+        ip("link", "set", f"{mark}me", "up")
         for number, name in enumerate(NAMES, 2):
-            ip("netns", "add", f"{mark}{name}")
-            ip("link", "add", f"{mark}{name}", "type", "veth", "peer", "name", "eth0", "netns", f"{mark}{name}")
-            ip("link", "set", f"{mark}{name}", "master", f"{mark}br", "up")
+            ip(
+                "-n",
+                switch,
+                "link",
+                "add",
+                "name",
+                name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                f"{mark}{name}",
+            )
             ip("-n", f"{mark}{name}", "addr", "add", f"{net}.{number}/24", "dev", "eth0")
             ip("-n", f"{mark}{name}", "link", "set", "eth0", "up")
             ip("-n", f"{mark}{name}", "link", "set", "lo", "up")
+        for name in ("me", *NAMES):
+            ip("-n", switch, "link", "set", "dev", name, "master", "bridge", "up")
         yield [f"{net}.{number}" for number, _ in enumerate(NAMES, 2)]
     finally:
-        for name in NAMES:
-            subprocess.run(["ip", "netns", "del", f"{mark}{name}"], check=False, capture_output=True)
-            subprocess.run(["ip", "link", "del", f"{mark}{name}"], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", f"{mark}br"], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", f"{mark}me"], check=False, capture_output=True)
+        for space in spaces:
+            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +114,7 @@ def test_workers_of_a_training_share_no_folder_but_the_root(hosts, here):
 def test_a_host_that_is_cut_off_in_mid_run_costs_no_row_and_no_blame(hosts, here, mark):
     process = together.begin(hosts, here, together.command(hosts, here))
     together.until(lambda: together.shards(here) >= 4 and hosts.running("ray::Host") == {"a", "b"}, process)
-    ip("link", "set", f"{mark}b", "down")
+    ip("-n", f"{mark}sw", "link", "set", "dev", "b", "down")
     assert hosts.running("ray::Host") == {"a", "b"}  # it lives, and goes on with what it was told
     _, shown = process.communicate(timeout=90)
     assert process.returncode == 0, shown
