@@ -87,11 +87,8 @@ def asked(manual: str) -> argparse.Namespace:
         f"{os.cpu_count()} cores of {model}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, ",
         end="",
     )
-    print(
-        ", ".join(
-            f"{name} {metadata.version(name)}" for name in ("av", "opencv-python-headless", "scenedetect-headless")
-        )
-    )
+    libraries = ("av", "opencv-python-headless", "scenedetect-headless")
+    print(", ".join(f"{name} {metadata.version(name)}" for name in libraries))
     return given
 
 

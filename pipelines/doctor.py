@@ -56,7 +56,7 @@ def _packages() -> str:
     for name in NATIVE:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: of a library that is loaded by its path, as torch does
             raise PlaitError(f"{name} cannot be loaded ({error}): install the library that it names") from None
     return f"{sum(r.marker is None for r in wanted)} packages within their bounds"
 

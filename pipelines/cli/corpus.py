@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from infra.folder_bucket import LocalBucket
-
 TRUTH = "truth.json"
 UPLOADS = 8
 
@@ -19,8 +17,16 @@ def has_corpus(made: Any) -> bool:
     return made.sample.size(TRUTH) is not None
 
 
+def source_so_far(made: Any) -> Any:
+    """The source; None where it is the sample corpus, which has not been written yet."""
+    from pipelines.cli.compose import source_of
+
+    return None if made.config.source is None and not has_corpus(made) else source_of(made)
+
+
 def ensure_corpus(made: Any, progress: Any) -> None:
     """Write the corpus of the configuration unless it is there, whole; the truth about it comes last."""
+    from infra.folder_bucket import LocalBucket
     from stages import sample_corpus
 
     settings, place = dataclasses.asdict(made.config.sample), made.sample

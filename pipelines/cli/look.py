@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.types import UserError
 from pipelines.cli import show
-from pipelines.cli.corpus import has_corpus
+from pipelines.cli.corpus import source_so_far
 from pipelines.cli.going import parted, split
 
 FILES_SHOWN = 12
@@ -99,14 +99,12 @@ def why(arguments: Sequence[str], row: str | None, as_json: bool) -> None:
 
 def _why_stage(stage: str, overrides: Sequence[str], as_json: bool) -> None:
     from pipelines.ask import Ask
-    from pipelines.cli.compose import setup, source_of
+    from pipelines.cli.compose import setup
     from pipelines.plan import Planner
 
     made = setup(overrides)
     made.graph.node(stage)
-    source = source_of(made)
-    missing = made.config.source is None and not has_corpus(made)
-    plans = Planner(made.graph, made.root, None if missing else source, Ask()).plan_all()
+    plans = Planner(made.graph, made.root, source_so_far(made), Ask()).plan_all()
     plan = next(p for p in plans if p.name == stage)
     root_cause = _root_cause(made.graph, plans, stage)
     console = show.out(as_json)

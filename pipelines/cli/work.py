@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from infra.types import PlaitError, UserError, without_secrets
 from pipelines.ask import DEFAULT_LAG, Ask
 from pipelines.cli import show
-from pipelines.cli.corpus import ensure_corpus, has_corpus
+from pipelines.cli.corpus import ensure_corpus, source_so_far
 from pipelines.cli.going import stopped_by_signals
 from pipelines.cli.world import cards, planner_of, record, services_of, stop_ray, tales, tracker_of, tracking_places
 
@@ -41,12 +41,11 @@ def at(address: str | None) -> list[str]:
 
 def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     """Print the plan."""
-    from pipelines.cli.compose import setup, source_of
+    from pipelines.cli.compose import setup
 
     made = setup(overrides)
-    source = source_of(made)
-    missing_sample = made.config.source is None and not has_corpus(made)
-    planner = planner_of(made, asked, None if missing_sample else source)
+    source = source_so_far(made)
+    planner = planner_of(made, asked, source)
     plans = planner.plan_all()
     stages = [_seen(planner, p) for p in plans]
     rows = []
@@ -60,7 +59,7 @@ def plan(overrides: Sequence[str], asked: Ask, as_json: bool) -> None:
     )
     table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
     show.out(as_json).print(table)
-    if missing_sample:
+    if source is None:
         show.err.print("No source is given: `plait run` would first write the sample corpus.", markup=False)
     if as_json:
         show.emit({"pipeline": made.graph.name, "key": planner.pipeline_key(plans), "stages": stages})

@@ -4,6 +4,7 @@ import pytest
 
 from infra.folder_bucket import LocalBucket
 from infra.s3_bucket import S3Bucket
+from pipelines import doctor
 from pipelines.doctor import examine
 
 
@@ -41,3 +42,12 @@ def test_an_empty_source_and_a_store_that_is_away_are_told(tmp_path, s3_endpoint
     assert not found(LocalBucket(tmp_path), LocalBucket(tmp_path / "empty"))["source"].ok
     away = found(S3Bucket("s3://no-such-bucket", s3_endpoint))
     assert not away["conditional put"].ok and "NoSuchBucket" in away["conditional put"].said
+
+
+@pytest.mark.parametrize("line", ["import no_library_of_that_name", "import ctypes; ctypes.CDLL('libnone.so.1')"])
+def test_a_package_that_lacks_a_library_of_the_machine_is_told(line, tmp_path, monkeypatch):
+    (tmp_path / "lame_package.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "NATIVE", ("lame_package",))
+    finding = found(LocalBucket(tmp_path / "root"))["packages"]
+    assert not finding.ok and finding.said.startswith("lame_package cannot be loaded (") and "\n" not in finding.said

@@ -48,6 +48,7 @@ def run(monkeypatch, *arguments):
         (["source=s3://b/raw"], "root=plait-data is a folder of this machine.*cluster.shared="),
         (["root=/mnt/nfs/r", "source=raw", "cluster.shared=[/mnt/nfs]"], "source=raw is a folder of this machine"),
         (["root=/mnt/nfs/../r", "cluster.shared=[/mnt/nfs]"], "is a folder of this machine"),
+        (IN_A_STORE, "tracking.uri is not set"),  # the sample corpus lies in the store, too
         (WITH_SOURCE, "tracking.uri is not set"),
         ([*IN_A_STORE, "source=/n/raw", "cluster.shared=[/n]"], "tracking.uri is not set"),
         ([*WITH_SOURCE, "tracking.uri=sqlite:///m.db"], "tracking.uri=m.db is a"),
