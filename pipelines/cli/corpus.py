@@ -25,7 +25,19 @@ def source_so_far(made: Any) -> Any:
 
 
 def ensure_corpus(made: Any, progress: Any) -> None:
-    """Write the corpus of the configuration unless it is there, whole; the truth about it comes last."""
+    """Write the corpus of the configuration unless it is there, whole; the truth about it comes last. TransientError
+    where a disk is full, or a store fails."""
+    from infra.world import is_world, world_failed
+
+    try:
+        _ensure(made, progress)
+    except OSError as error:
+        if not is_world(error):
+            raise
+        raise world_failed(error) from error
+
+
+def _ensure(made: Any, progress: Any) -> None:
     from infra.folder_bucket import LocalBucket
     from stages import sample_corpus
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import cast
+
+import pytest
 
 from infra.actors import Host
 from infra.folder_bucket import LocalBucket
 from infra.ledger import Folder
 from infra.requests import counted
+from infra.types import TransientError
 from pipelines.cli.compose import setup, source_of
 from pipelines.cli.corpus import TRUTH, ensure_corpus, has_corpus
 from pipelines.worker import ShardWorker
@@ -40,6 +44,15 @@ def test_a_corpus_in_a_store_is_that_of_a_folder_and_is_brought_there_once(s3_en
     made.sample.delete(f"raw/{lost}")
     ensure_corpus(made, said)
     assert made.sample.size(f"raw/{lost}") == there[lost]
+
+
+def test_a_disk_that_is_full_of_the_corpus_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_args, **_settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sample_corpus, "write", full)
+    with pytest.raises(TransientError, match=r"no disk space is left .* make room, then run the same command again"):
+        ensure_corpus(setup([f"root={tmp_path}"]), Said())
 
 
 def test_a_node_without_the_folder_takes_no_rows_and_says_why(tmp_path):
