@@ -22,9 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from models.around import NEIGHBOURS
 from models.attention import Attend, DocumentAttention
 from models.batch import Batch
 from models.diffusion import PATCH, LinearPatches, TimeEmbedding, UnetPatches, kept_share, noised, sinusoids
+from models.embed_around import EmbedAround
 from models.layout import Format
 from models.objectives import Head, Wanted
 from models.recipe import Parts
@@ -64,6 +66,8 @@ class AnyToAny(nn.Module):
         if parts.scale_embeddings:
             self.scale_embedding = nn.Embedding(parts.max_scales, width)
             self.count = nn.Linear(width, width, bias=False)
+        if form.layout.interleave > 1:
+            self.around = EmbedAround(width)
         if form.latent_size:
             self.time = TimeEmbedding(width)
             self.patches = (UnetPatches if parts.patches == "unet" else LinearPatches)(form.latent_size, width)
@@ -120,9 +124,13 @@ class AnyToAny(nn.Module):
             drawn[..., None], self.code_in(self.code_vectors[code.clamp(0, len(self.code_vectors) - 1)].to(x.dtype)), x
         )
 
-    def embed_scales(self, blend_S4: Tensor, shares_S4: Tensor, scales_S2: Tensor) -> Tensor:
-        """(S, D): codes of the coarser grid, blended, with the scale's vectors."""
-        x = (self.embed(blend_S4) * shares_S4[..., None]).sum(-2)
+    def embed_scales(self, codes_SN: Tensor, roles_SN: Tensor, scales_S2: Tensor) -> Tensor:
+        """(..., S, D): codes of the coarser grid, blended, or those around each place, with the scale's vectors."""
+        x = self.embed(codes_SN)
+        if self.form.layout.interleave > 1:
+            x = self.around(x, roles_SN)
+        else:
+            x = (x * roles_SN[..., None].to(x.dtype)).sum(-2)
         if self.parts.scale_embeddings:
             number = sinusoids(scales_S2[..., 1], x.shape[-1]).to(x.dtype)
             x = x + self.scale_embedding(scales_S2[..., 0]) + self.count(number)
@@ -191,13 +199,14 @@ class AnyToAny(nn.Module):
 
     def _with_scales(self, x_TD: Tensor, batch: Batch) -> Tensor:
         if batch.scale_at_S is not None:
-            assert batch.blend_S4 is not None and batch.shares_S4 is not None and batch.scales_S2 is not None
-            scales_SD = self.embed_scales(batch.blend_S4, batch.shares_S4.to(x_TD.dtype), batch.scales_S2)
+            assert batch.codes_SN is not None and batch.roles_SN is not None and batch.scales_S2 is not None
+            scales_SD = self.embed_scales(batch.codes_SN, batch.roles_SN, batch.scales_S2)
             return x_TD.index_copy(0, batch.scale_at_S, scales_SD.to(x_TD.dtype))
-        if not self.parts.scale_embeddings:
+        interleaved = self.form.layout.interleave > 1
+        if not self.parts.scale_embeddings and not interleaved:
             return x_TD
-        blend_14 = batch.tokens_T.new_zeros(1, 4)
-        return x_TD + 0.0 * self.embed_scales(blend_14, x_TD.new_zeros(1, 4), blend_14[:, :2]).sum()
+        none_1N = batch.tokens_T.new_zeros(1, NEIGHBOURS if interleaved else 4)
+        return x_TD + 0.0 * self.embed_scales(none_1N, none_1N, none_1N[:, :2]).sum()
 
     def _with_features(self, x_TD: Tensor, batch: Batch) -> Tensor:
         if batch.feature_at_Q is not None:

@@ -29,8 +29,9 @@ class Batch:
     """(T), or (T, 3)."""
     groups_T: Tensor | None = None  # noqa: N815
     scale_at_S: Tensor | None = None  # noqa: N815
-    blend_S4: Tensor | None = None  # noqa: N815
-    shares_S4: Tensor | None = None  # noqa: N815
+    codes_SN: Tensor | None = None  # noqa: N815
+    roles_SN: Tensor | None = None  # noqa: N815
+    """Both as in models/places.py: codes that a place of a scale shows, and their shares or slots."""
     scales_S2: Tensor | None = None  # noqa: N815
     latent_at_P: Tensor | None = None  # noqa: N815
     clean_PC: Tensor | None = None  # noqa: N815
@@ -92,8 +93,8 @@ def batch_of(
     if (made.groups != NO_GROUP).any():
         batch.groups_T = tensor(made.groups)
     if len(made.scale_at):
-        batch.scale_at_S, batch.blend_S4 = tensor(made.scale_at), tensor(made.blend)
-        batch.shares_S4, batch.scales_S2 = tensor(made.shares), tensor(made.scales)
+        batch.scale_at_S, batch.codes_SN = tensor(made.scale_at), tensor(made.codes)
+        batch.roles_SN, batch.scales_S2 = tensor(made.roles), tensor(made.scales)
     if len(made.latent_at):
         assert latents_PC is not None and noise_PC is not None and step_P is not None
         clean = (latents_PC.astype(np.float32) - np.float32(form.latent_mean)) / np.float32(form.latent_std)

@@ -2,7 +2,8 @@
 
     document    BOS, its parts in order, EOS; a part is a text or a picture (a clip)
     codes       block of models/raster.py: the tokens of one grid of codes between marks
-    scales      head, then every grid from coarse to fine, of a film frame after frame with EOF between, eoi
+    scales      head, then every grid from coarse to fine, each at once or in passes, of a film frame after frame with
+                EOF between, eoi
     latents     head, a place for each vector, eoi
     features    head, a place for each vector of an understanding encoder, eoi
 
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 
 from models import raster
 from models.raster import Grid, Marks, TextTokenizer
-from models.tokenizers.scales import scale_weights
+from models.tokenizers.scales import num_places, passes_of, scale_weights
+from models.tokenizers.shapes import plain, since
 from models.vocabulary import VISION, Vocabulary
 
 Kind = Literal["text", "marks", "codes", "scale", "latents", "features"]
@@ -46,6 +48,17 @@ class Layout:
     """Codes of a scale of n places weigh n^-alpha, their sum unchanged (NextFlow: 0.9 from 512 pixels on)."""
     supervise: Literal["all", "vision", "last"] = "all"
     """What is learnt: everything, visual codes alone (Emu3's fine-tuning), or the last part alone (Janus)."""
+    interleave: int = since(1)
+    """1: a grid of scales is said at once, and its places show the coarser one (NextFlow). 2, 4 ...: it is said in that
+    number squared of passes, and a place shows what of it and of the coarser one is said around it (`passes_of` and
+    models/around.py)."""
+
+    def __post_init__(self) -> None:
+        side = self.interleave
+        if side < 1 or side & (side - 1) or (side > 1 and self.vision != "scales"):
+            raise ValueError(
+                f"layout.interleave={side} with layout.vision={self.vision}: give 1, or with vision=scales 2, 4, 8 ..."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +77,7 @@ class Format:
 
     def to_json(self) -> str:
         """One line, keys sorted: equal formats give equal text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self) | {"layout": plain(self.layout)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Format:
@@ -105,7 +118,7 @@ class Segment:
     grid: Grid = (0, 0, 0)
     """Of codes, latents, features; of a scale its own (1, h, w)."""
     scale: int = 0
-    """Place of a scale among those of its frame, and their number."""
+    """Place of a scale, or of a pass, among those of its frame, and their number."""
     num_scales: int = 0
 
 
@@ -228,16 +241,17 @@ def _scales(made: Document, picture: Picture, form: Format, weight: float) -> No
     frames = _frames(picture.grids)
     shown = picture.ids if picture.input_ids is None else picture.input_ids
     at = 0
-    for number, grids in enumerate(frames):
-        if number:
+    for frame, grids in enumerate(frames):
+        if frame:
             made.add([vocabulary.eof], Segment(kind="marks", length=1), 0.0)
-        weights = scale_weights([grid[1:] for grid in grids], form.layout.scale_alpha)
-        for scale, (grid, share) in enumerate(zip(grids, weights, strict=True)):
-            end = at + grid[1] * grid[2]
-            segment = Segment(kind="scale", length=end - at, grid=grid, scale=scale, num_scales=len(grids))
-            seen = vocabulary.visual(shown[at:end])
-            made.add(vocabulary.visual(picture.ids[at:end]), segment, weight * share, seen)
-            at = end
+        sides = tuple(grid[1:] for grid in grids)
+        weights, passes = scale_weights(sides, form.layout.scale_alpha), passes_of(sides, form.layout.interleave)
+        for turn, (number, places) in enumerate(passes):
+            these = at + num_places(sides[:number]) + places
+            segment = Segment(kind="scale", length=len(these), grid=grids[number], scale=turn, num_scales=len(passes))
+            seen = vocabulary.visual(shown[these])
+            made.add(vocabulary.visual(picture.ids[these]), segment, weight * weights[number], seen)
+        at += num_places(sides)
 
 
 def _frames(grids: Sequence[Grid]) -> list[list[Grid]]:

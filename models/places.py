@@ -4,8 +4,9 @@ Legend: L tokens as they are said, T places in the trunk, S of them places of sc
 
     text, marks, codes   a place shows its token and predicts the next one said
     scale                a place shows the codes of the coarser grid of its frame, blended to this grid, each scale by
-                         itself (residual, not accumulated: arXiv 2601.02204), and predicts the code at this very
-                         place. The coarsest grid has no places: the token before it predicts its one code
+                         itself (residual, not accumulated: arXiv 2601.02204), or where grids are said in passes what
+                         is known around it (models/around.py), and predicts the code at this very place. The coarsest
+                         grid has no places: the token before it predicts its one code
     latents              a place shows a noised vector and predicts its noise
     features             a place shows a vector; the last one predicts the next token
 
@@ -23,7 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.around import NEIGHBOURS, around
 from models.layout import KINDS, Document
+from models.tokenizers.scales import num_places, passes_of
 
 Ints, Floats = NDArray[np.int64], NDArray[np.float32]
 NO_GROUP = -1
@@ -84,10 +87,10 @@ class Places:
     """(T) places of one number see each other; `NO_GROUP`: only what came before."""
     scale_at: Ints
     """(S) places of scales."""
-    blend: Ints
-    """(S, 4) tokens that stand at such a place,"""
-    shares: Floats
-    """(S, 4) and their shares, which add up to 1."""
+    codes: Ints
+    """(S, 4) tokens that stand at such a place, or, where grids are said in passes, (S, 9) around it,"""
+    roles: NDArray[Any]
+    """(S, 4) and their shares, which add up to 1, or (S, 9) their slots."""
     scales: NDArray[np.int64]
     """(S, 2) which scale it is, of how many."""
     latent_at: Ints
@@ -102,9 +105,9 @@ class Places:
     """(Q) places of features."""
 
 
-def places(given: Tokens, *, span: float = 64.0) -> Places:
+def places(given: Tokens, *, span: float = 64.0, interleave: int = 1) -> Places:
     """Derive everything. `span`: rows and columns of a scale lie in 0..span * sqrt(aspect) (NextFlow's C, which its
-    paper does not give)."""
+    paper does not give); `interleave`: that of the layout."""
     seg = given.segments
     ends = np.cumsum(seg["len"])
     starts = ends - seg["len"]
@@ -112,7 +115,7 @@ def places(given: Tokens, *, span: float = 64.0) -> Places:
     told = np.append(np.repeat(predictable, seg["len"]), False)
     document = np.append(np.repeat(seg["document"], seg["len"]), -1)
 
-    made = _Builder(given, starts, span)
+    made = _Builder(given, starts, span, interleave)
     for number, kind in enumerate(seg["kind"].tolist()):
         made.begin(int(seg["document"][number]))
         if kind == _SCALE:
@@ -125,8 +128,8 @@ def places(given: Tokens, *, span: float = 64.0) -> Places:
 class _Builder:
     """Collects segment by segment; arrays are joined once, at the end."""
 
-    def __init__(self, given: Tokens, starts: Ints, span: float) -> None:
-        self.given, self.starts, self.span = given, starts, span
+    def __init__(self, given: Tokens, starts: Ints, span: float, interleave: int) -> None:
+        self.given, self.starts, self.span, self.interleave = given, starts, span, interleave
         self.size = self.line = self.turn = self.group = 0
         self.document = -1
         self.lengths: list[int] = []
@@ -135,8 +138,8 @@ class _Builder:
         self.positions: list[Floats] = []
         self.groups: list[Ints] = []
         self.at: dict[int, list[Ints]] = {_SCALE: [], _LATENTS: [], _FEATURES: []}
-        self.blend: list[Ints] = []
-        self.shares: list[Floats] = []
+        self.codes: list[Ints] = []
+        self.roles: list[NDArray[Any]] = []
         self.scales: list[Ints] = []
         self.grids: list[tuple[int, int, int]] = []
         self.text_after: list[bool] = []
@@ -169,23 +172,24 @@ class _Builder:
         self.turn += length
 
     def scale(self, number: int) -> None:
-        """A grid whose places show the coarser one; the coarsest has none."""
+        """A grid, or a pass of one, whose places show what is known there; the coarsest has none."""
         seg = self.given.segments
-        if not seg["scale"][number]:
+        turn, length = int(seg["scale"][number]), int(seg["len"][number])
+        if not turn:
             return
-        rows, columns = int(seg["rows"][number]), int(seg["columns"][number])
-        before = int(seg["rows"][number - 1]), int(seg["columns"][number - 1])
-        index, share = blended(before, (rows, columns))
-        length = rows * columns
+        first = number - turn
+        rows, columns = (seg[name][first : number + 1].tolist() for name in ("rows", "columns"))
+        grids = tuple(dict.fromkeys(zip(rows, columns, strict=True)))
         self.own.append(np.full(length, -1))
         self.said.append(np.arange(self.starts[number], self.starts[number] + length))
-        self.positions.append(scale_places((rows, columns), int(seg["scale"][number]), self.span))
+        self.positions.append(scale_places(grids[-1], turn, self.span)[passes_of(grids, self.interleave)[turn][1]])
         self.group += 1
         self.groups.append(np.full(length, self.group))
         self.at[_SCALE].append(np.arange(self.size, self.size + length))
-        self.blend.append(self.given.shown[self.starts[number - 1] + index])
-        self.shares.append(share)
-        self.scales.append(np.tile([seg["scale"][number], seg["num_scales"][number]], (length, 1)))
+        index, role = shown_codes(grids, self.interleave, turn)
+        self.codes.append(self.given.shown[self.starts[first] + index])
+        self.roles.append(role)
+        self.scales.append(np.tile([turn, seg["num_scales"][number]], (length, 1)))
         self._grow(length)
 
     def _grow(self, length: int) -> None:
@@ -203,6 +207,7 @@ class _Builder:
         own_code[scale_at] = True
         said = np.where(held & (told[said] | own_code), said, -1)
         latents = [len(part) for part in self.at[_LATENTS]]
+        shown = NEIGHBOURS if self.interleave > 1 else 4
         return Places(
             lengths=self.lengths,
             tokens=np.where(own >= 0, given.shown[own], 0),
@@ -213,8 +218,8 @@ class _Builder:
             line=np.concatenate([np.arange(n) for n in self.lengths]),
             groups=_joined(self.groups),
             scale_at=scale_at,
-            blend=_joined(self.blend).reshape(-1, 4),
-            shares=np.concatenate(self.shares) if self.shares else np.zeros((0, 4), np.float32),
+            codes=np.concatenate(self.codes) if self.codes else np.zeros((0, shown), np.int64),
+            roles=np.concatenate(self.roles) if self.roles else np.zeros((0, shown), np.float32),
             scales=_joined(self.scales).reshape(-1, 2),
             latent_at=_joined(self.at[_LATENTS]),
             pictures=np.repeat(np.arange(len(latents)), latents),
@@ -239,6 +244,14 @@ def scale_places(sides: tuple[int, int], scale: int, span: float) -> Floats:
     place[:, 1] = np.tile((np.arange(columns) + 0.5) * step, rows)
     place[:, 2] = scale
     return place
+
+
+def shown_codes(grids: tuple[tuple[int, int], ...], interleave: int, turn: int) -> tuple[Ints, NDArray[Any]]:
+    """(n, N) what each place of a pass shows, by turns among the codes of its frame as they are said, and its role."""
+    if interleave > 1:
+        return around(grids, interleave)[turn]
+    index, share = blended(*grids[turn - 1 : turn + 1])
+    return num_places(grids[: turn - 1]) + index, share
 
 
 @functools.lru_cache(maxsize=4096)

@@ -105,10 +105,10 @@ class SequenceRanks:
             positions_TA=batch.positions_TA[places],
         )
         if batch.scale_at_S is not None:
-            assert batch.blend_S4 is not None and batch.shares_S4 is not None and batch.scales_S2 is not None
+            assert batch.codes_SN is not None and batch.roles_SN is not None and batch.scales_S2 is not None
             rows = slice(*_cuts(batch.scale_at_S, edges)[self.rank :][:2])
             own.scale_at_S = batch.scale_at_S[rows] - first
-            own.blend_S4, own.shares_S4 = batch.blend_S4[rows], batch.shares_S4[rows]
+            own.codes_SN, own.roles_SN = batch.codes_SN[rows], batch.roles_SN[rows]
             own.scales_S2 = batch.scales_S2[rows]
         if batch.feature_at_Q is not None:
             assert batch.features_QF is not None

@@ -13,6 +13,7 @@ from infra.types import UserError
 from models.flops import TrunkShape
 from models.layout import KINDS, Document, Format, Layout
 from models.places import tokens_of
+from models.tokenizers.shapes import plain
 from models.vocabulary import TEXT, VISION
 from stages import pack_report
 from stages.base import Edge, Job, JobStage, Row, above_zero
@@ -132,7 +133,7 @@ class Packs(JobStage):
 
     def settings(self) -> dict[str, Any]:
         """Phases as a list: a mapping's order is in no key, and theirs is that of training."""
-        said = super().settings()
+        said = super().settings() | {"layout": plain(self.layout)}
         return said | {"phases": list(self.phases.items())} if self.phases else said
 
     def all_phases(self) -> dict[str, Phase]:

@@ -95,7 +95,7 @@ class Context:
 
 def _shown(model: AnyToAny, one: Document) -> tuple[Tensor, Batch, int]:
     """(T, D) of what stands at a document's places, the batch it came from, and the turn of what comes next."""
-    made = places(tokens_of([one]), span=model.parts.span)
+    made = places(tokens_of([one]), span=model.parts.span, interleave=model.form.layout.interleave)
     batch = read_batch(made, one, model.form, model.parts, model.trunk.head.weight)
     turn = len(made.tokens) - (len(made.scale_at) if model.parts.positions == "scales" else 0)
     return model.shown(batch), batch, turn

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 Sides = tuple[int, int]
 """Rows and columns of places."""
@@ -71,6 +76,37 @@ def nearest_aspect(side: int, height: int, width: int) -> Sides:
 def num_places(grids: Sequence[Sides]) -> int:
     """Codes of all scales together."""
     return sum(rows * columns for rows, columns in grids)
+
+
+Pass = tuple[int, NDArray[np.int64]]
+"""Codes that are said at once: the number of their grid, and their places in it, in raster order."""
+
+
+@functools.lru_cache(maxsize=1024)
+def passes_of(grids: tuple[Sides, ...], interleave: int = 1) -> tuple[Pass, ...]:
+    """The codes of a frame in the order in which they are said.
+
+    At `interleave` 1 a grid is a pass. Above, a power of two, a grid is as many passes as a square of that side has
+    places, each of every `interleave`-th row and column (parallel multiscale PixelCNN, arXiv 1703.03664), in the order
+    of ordered dithering (Bayer 1973): what comes next lies as far as it can from all before, of 2 the first corner, the
+    one across, and the two others.
+    """
+    corners = sorted(itertools.product(range(interleave), repeat=2), key=lambda at: _bayer(at[0], at[1], interleave))
+    found = list[Pass]()
+    for number, (rows, columns) in enumerate(grids):
+        place = np.arange(rows * columns).reshape(rows, columns)
+        cut = [place[row::interleave, column::interleave].ravel() for row, column in corners]
+        found += [(number, places) for places in cut if places.size]
+    return tuple(found)
+
+
+def _bayer(row: int, column: int, side: int) -> int:
+    """When a place of a square of this side comes."""
+    if side == 1:
+        return 0
+    quarter = (side // 2) ** 2
+    corner = (0, 2, 3, 1)[2 * (row % 2) + column % 2]
+    return corner * quarter + _bayer(row // 2, column // 2, side // 2)
 
 
 def scale_weights(grids: Sequence[Sides], alpha: float = 0.9) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 _AS_BEFORE = "as_before"
 
 
-def _since(as_before: Any) -> Any:
+def since(as_before: Any) -> Any:
     """Declare a size added after the first release: left out of identities while it equals `as_before`."""
     return field(default=as_before, metadata={_AS_BEFORE: as_before})
 
@@ -39,10 +39,10 @@ class TowerShape:
     """Groups of the normalisation in every block; 0: none."""
     attention: bool = False
     """Self-attention among the places of the lowest resolution."""
-    layers: int = _since(0)
+    layers: int = since(0)
     """Transformer layers among the places of every resolution, after its blocks, with 2-D sinusoidal positions: a code
     can then tell of the whole picture."""
-    heads: int = _since(4)
+    heads: int = since(4)
     """Of those layers."""
 
     def __post_init__(self) -> None:
@@ -86,10 +86,10 @@ class VqShape:
     """A code used less often than this, times a batch, restarts at a latent of the batch; 0: never."""
     commitment: float = 0.25
     """Weight of the commitment loss (arXiv 1711.00937, equation 3)."""
-    rate: float = _since(0.0)
+    rate: float = since(0.0)
     """Price of rare codes beside the distance (models/tokenizers/quantise.py): keeps codes off what is all but the
     same, and what a model has to predict small. 0: the nearest code."""
-    restart: Literal["any", "far"] = _since("any")
+    restart: Literal["any", "far"] = since("any")
     """Where dead codes restart: at any latent, or the likelier the further it lies from its code."""
 
     def __post_init__(self) -> None:
@@ -167,10 +167,10 @@ class NextFlowShape:
     """Of the softmax over minus the distances (not published; a setting)."""
     joint: bool = True
     """Whether the semantic branch has a part in the index: not before the joint phase. Set by training."""
-    rate: float = _since(0.0)
-    restart: Literal["any", "far"] = _since("any")
+    rate: float = since(0.0)
+    restart: Literal["any", "far"] = since("any")
     """Both as in VqShape."""
-    scale_cut: float = _since(0.0)
+    scale_cut: float = since(0.0)
     """Probability that a training step ends at one of the coarser scales: these then show as much as they can by
     themselves, and leave little open to the codes of the next scale, which are all drawn at once."""
 

@@ -35,7 +35,9 @@ class Heldout:
 def likelihoods(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[NDArray[np.float64]]:
     """(L) nats of each token of each document given what comes before it; 0 where nothing predicts it."""
     for group in _groups(documents):
-        made = places(tokens_of([one.document for one in group]), span=model.parts.span)
+        made = places(
+            tokens_of([one.document for one in group]), span=model.parts.span, interleave=model.form.layout.interleave
+        )
         nll_T = _losses(model, made, group)
         nats = np.zeros(sum(len(one.tokens) for one in group))
         said = made.said >= 0
@@ -55,7 +57,7 @@ def _losses(model: AnyToAny, made: Places, group: Sequence[Heldout]) -> NDArray[
 def noise_errors(model: AnyToAny, documents: Sequence[Heldout]) -> Iterator[tuple[Heldout, list[float], list[Batch]]]:
     """Of each document with one picture of latents: mean squared errors of the noise, and what was shown, by level."""
     for one in documents:
-        made = places(tokens_of([one.document]), span=model.parts.span)
+        made = places(tokens_of([one.document]), span=model.parts.span, interleave=model.form.layout.interleave)
         steps = [int((level + 0.5) * model.parts.noise_steps / NOISE_LEVELS) for level in range(NOISE_LEVELS)]
         batches = [_batch(model, made, [one], step) for step in steps]
         yield one, [float(model(batch, torch.ones(2)).squared_N[0]) for batch in batches], batches

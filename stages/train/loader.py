@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from infra.types import UserError
 from models.batch import Batch, batch_of, drawn_noise
 from models.layout import KINDS, Format
 from models.places import SEGMENT_FIELDS, Places, Tokens, places
@@ -23,7 +24,7 @@ from stages.base import Reader, Row
 from stages.train.stream import Stream
 
 COLUMNS = ("tokens", "shown", "loss_weights", "segments", "latents", "features", "flops")
-MAX_SCALES = 32
+MAX_SCALES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +88,17 @@ class Loader:
         table = self._reader.take(self.rows(step)[rank::world], COLUMNS)
         stream = range(step * self.global_batch + rank, (step + 1) * self.global_batch, world)
         each = packs_per_pass or table.num_rows
-        return [
+        found = [
             joined(table.slice(first, each), self.form, self.parts.span, stream[first : first + each], first)
             for first in range(0, table.num_rows, each)
         ]
+        most = max(int(made.places.scales[:, 1].max(initial=0)) for made in found)
+        if self.parts.scale_embeddings and most > self.parts.max_scales:
+            raise UserError(
+                f"a picture is said in {most} grids or passes of grids, and model.parts.max_scales is"
+                f" {self.parts.max_scales}: give {most} or more"
+            )
+        return found
 
 
 def described(packs: Reader, rows: Sequence[int]) -> str:
@@ -108,7 +116,7 @@ def described(packs: Reader, rows: Sequence[int]) -> str:
 def joined(table: pa.Table, form: Format, span: float, stream: Sequence[int], first_pack: int = 0) -> Joined:
     """Packs (rows of `packs`, at these places of the stream) end to end; `first_pack`: number of the first of them."""
     packs = table.to_pylist()
-    made = places(tokens_of(packs), span=span)
+    made = places(tokens_of(packs), span=span, interleave=form.layout.interleave)
     origins = [(place, n) for place, pack in zip(stream, packs, strict=True) for n in range(_num_pictures(pack))]
     return Joined(
         places=made,

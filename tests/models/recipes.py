@@ -31,6 +31,9 @@ FORMATS = {
     "nextflow": Format(
         layout=Layout(vision="scales", marks=PLAIN, scale_alpha=0.9), vocabulary=Vocabulary.compact(256, CODES)
     ),
+    "passes": Format(  # next-scale, every grid in four passes
+        layout=Layout(vision="scales", marks=PLAIN, interleave=2), vocabulary=Vocabulary.compact(256, CODES)
+    ),
     "transfusion": Format(
         layout=Layout(vision="latents", marks=PLAIN),
         vocabulary=Vocabulary.compact(256, 0),
@@ -55,6 +58,7 @@ PARTS = {
     "emu3": Parts(),
     "chameleon": Parts(z_loss=1e-2),
     "nextflow": Parts(positions="scales", scale_embeddings=True, code_vectors="codebook"),
+    "passes": Parts(positions="scales", scale_embeddings=True, code_vectors="codebook"),
     "transfusion": Parts(patches="unet"),
     "janus": Parts(code_head="own"),
 }
@@ -115,15 +119,15 @@ def document_of(name: str, seed: int, kind: str) -> Document:
 KINDS = ("drawn", "read", "film", "text", "two")
 
 
-def places_of(documents: Sequence[Document]) -> Places:
+def places_of(name: str, documents: Sequence[Document]) -> Places:
     """Derived places of documents, end to end."""
-    return places(tokens_of(documents))
+    return places(tokens_of(documents), interleave=FORMATS[name].layout.interleave)
 
 
 def batch_in_double(name: str, documents: Sequence[Document], seeds: Sequence[int]) -> tuple[Places, Batch]:
     """The documents as the model gets them; the noise of each follows from its seed alone."""
     form, parts = FORMATS[name], PARTS[name]
-    made = places_of(documents)
+    made = places_of(name, documents)
     latents = [part for one in documents for part in one.latents]
     features = [part for one in documents for part in one.features]
     origins = [(seed, n) for seed, one in zip(seeds, documents, strict=True) for n in range(len(one.latents))]
@@ -137,7 +141,7 @@ def batch_in_double(name: str, documents: Sequence[Document], seeds: Sequence[in
         noise_PC=noise,
         step_P=steps,
     )
-    for field in ("weights_T", "shares_S4", "clean_PC", "noise_PC", "features_QF"):
+    for field in ("weights_T", "roles_SN", "clean_PC", "noise_PC", "features_QF"):
         value = getattr(batch, field)
-        batch = replace(batch, **{field: None if value is None else value.double()})
+        batch = replace(batch, **{field: value.double() if value is not None and value.is_floating_point() else value})
     return made, batch

@@ -175,7 +175,7 @@ def test_weights_without_a_predictor_are_never_counted() -> None:
         for kind in KINDS:
             one = document_of(name, 0, kind)
             _, _, weights = one.joined()
-            assert places_of([one]).weights.sum() == pytest.approx(weights.sum(), rel=1e-6), (name, kind)
+            assert places_of(name, [one]).weights.sum() == pytest.approx(weights.sum(), rel=1e-6), (name, kind)
             assert replace(one.segments[0]).kind == "text"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from models.diffusion import kept_share
@@ -24,39 +26,56 @@ def prompts_of(name: str, grid, captions=CAPTIONS) -> list[Document]:
     return [opened([words], size_text(grid), FORMATS[name], TEXT) for words in captions]
 
 
+def said_order(name: str, frames: int) -> list[int]:
+    """Of the codes of pictures of `SCALES`, grid after grid in raster order, the order in which they are said."""
+    order, at = list[int](), 0
+    for rows, columns in SCALES * frames:
+        places = list(itertools.product(range(rows), range(columns)))
+        if name == "passes":
+            corners = [(0, 0), (1, 1), (0, 1), (1, 0)]
+            places.sort(key=lambda place: corners.index((place[0] % 2, place[1] % 2)))
+        order += [at + row * columns + column for row, column in places]
+        at += rows * columns
+    return order
+
+
 @torch.no_grad()
-def test_scales_drawn_from_the_cache_are_the_most_likely_ones_of_the_whole_document() -> None:
-    model = model_of("nextflow")
-    drawn = last(
-        scale_steps(model, prompts_of("nextflow", (2, 3, 4)), SCALES, GREEDY, Chance([0, 0]), frames=2)
-    ).numpy()
+@pytest.mark.parametrize("name", ["nextflow", "passes"])
+def test_scales_drawn_from_the_cache_are_the_most_likely_ones_of_the_whole_document(name: str) -> None:
+    model = model_of(name)
+    steps = [*scale_steps(model, prompts_of(name, (2, 3, 4)), SCALES, GREEDY, Chance([0, 0]), frames=2)]
+    assert [step.shape[1] for step in steps] == np.cumsum([h * w for h, w in SCALES * 2]).tolist()
+    assert all(torch.equal(after[:, : before.shape[1]], before) for before, after in itertools.pairwise(steps))
+    drawn = steps[-1].numpy()
     grids = tuple((1, *sides) for _ in range(2) for sides in SCALES)
     for words, ids in zip(CAPTIONS, drawn, strict=True):
-        one = document([words, Picture(grids=grids, ids=ids)], FORMATS["nextflow"], TEXT)
-        made, batch = batch_in_double("nextflow", [one], [0])
+        one = document([words, Picture(grids=grids, ids=ids)], FORMATS[name], TEXT)
+        made, batch = batch_in_double(name, [one], [0])
         likely = model.code_logits(model.hidden(batch)[0]).argmax(-1).numpy()
         offset = model.form.vocabulary.visual_offset
         of_codes = made.targets >= offset
         assert np.array_equal(likely[of_codes], made.targets[of_codes] - offset)
-        assert of_codes.sum() == len(ids)
+        assert np.array_equal(made.targets[of_codes] - offset, ids[said_order(name, frames=2)])
 
 
 @torch.no_grad()
-def test_known_scales_stand_and_the_others_are_the_most_likely_ones_after_them() -> None:
-    model, rng = model_of("nextflow"), np.random.default_rng(3)
+@pytest.mark.parametrize("name", ["nextflow", "passes"])
+def test_known_scales_stand_and_the_others_are_the_most_likely_ones_after_them(name: str) -> None:
+    model, rng = model_of(name), np.random.default_rng(3)
     count = sum(rows * columns for rows, columns in SCALES[:2])
     known = torch.from_numpy(rng.integers(CODES, size=(2, count)))
-    prompts = prompts_of("nextflow", (1, 3, 4))
+    prompts = prompts_of(name, (1, 3, 4))
     *_, before, drawn = scale_steps(model, prompts, SCALES, GREEDY, Chance([0, 0]), known=known)
     assert torch.equal(drawn[:, :count], known) and torch.equal(drawn[:, : before.shape[1]], before)
     grids = tuple((1, *sides) for sides in SCALES)
     for words, ids in zip(CAPTIONS, drawn.numpy(), strict=True):
-        one = document([words, Picture(grids=grids, ids=ids)], FORMATS["nextflow"], TEXT)
-        made, batch = batch_in_double("nextflow", [one], [0])
+        one = document([words, Picture(grids=grids, ids=ids)], FORMATS[name], TEXT)
+        made, batch = batch_in_double(name, [one], [0])
         likely = model.code_logits(model.hidden(batch)[0]).argmax(-1).numpy()
         of_codes = made.targets >= model.form.vocabulary.visual_offset
-        assert np.array_equal(likely[of_codes][count:], ids[count:])
-        assert not np.array_equal(likely[of_codes][:count], ids[:count])
+        order = said_order(name, frames=1)
+        assert np.array_equal(likely[of_codes][count:], ids[order][count:])
+        assert not np.array_equal(likely[of_codes][:count], ids[order][:count])
 
 
 @torch.no_grad()

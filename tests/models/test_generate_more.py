@@ -19,6 +19,7 @@ from models.generate.films import film_frames, film_grids
 from models.generate.pictures import Asked, drawings, painted, picture_of, pictures
 from models.generate.texts import Going, continued, texts
 from models.layout import Picture, document, finest, opened
+from models.places import places, tokens_of
 from models.recipe import Parts
 from models.tokenizers.scales import grids_of
 from models.vocabulary import Vocabulary
@@ -28,8 +29,10 @@ from tests.tokenizers import vq
 
 GREEDY = Sampling(temperature=0)
 FREE = Sampling(temperature=8.0, top_k=12, top_p=0.9, guidance=2.5, steps=4)
-GRIDS = {name: ((1, 2, 4),) for name in NAMES} | {"nextflow": tuple((1, *sides) for sides in SCALES)}
-DRAWN = ("emu3", "chameleon", "janus", "nextflow", "transfusion")
+GRIDS = {name: ((1, 2, 4),) for name in NAMES} | {
+    name: tuple((1, *sides) for sides in SCALES) for name in ("nextflow", "passes")
+}
+DRAWN = ("emu3", "chameleon", "janus", "nextflow", "passes", "transfusion")
 WORDS = [TEXT.encode(text) for text in ("a", "a longer prompt", "red")]
 
 
@@ -86,7 +89,7 @@ def test_guidance_is_the_formula_over_passes_by_themselves() -> None:
     context = Context(model, docs[:3], how, Chance([0] * 3), docs[3:])
     said = []
     for one in docs:
-        made = places_of([one])
+        made = places_of("emu3", [one])
         batch = read_batch(made, one, model.form, model.parts, model.trunk.head.weight)
         said.append(model.code_logits(model.hidden(batch)[0][-1]))
     told, plain = torch.stack(said[:3]), torch.stack(said[3:])
@@ -101,7 +104,8 @@ def uncached_text(model: AnyToAny, parts, count: int) -> list[int]:
     may[[*range(vocabulary.text_size), vocabulary.eos]] = True
     for _ in range(count):
         one = document([*parts, said], model.form, TEXT, ended=False)
-        batch = read_batch(places_of([one]), one, model.form, model.parts, model.trunk.head.weight)
+        made = places(tokens_of([one]), interleave=model.form.layout.interleave)
+        batch = read_batch(made, one, model.form, model.parts, model.trunk.head.weight)
         logits = model.logits(model.hidden(batch)[0][-1])
         token = int(logits.masked_fill(~may, float("-inf")).argmax())
         if token == vocabulary.eos:
@@ -170,14 +174,14 @@ class Wild(AnyToAny):
 
 
 @torch.no_grad()
-@given(st.integers(0, 2**31), st.sampled_from(["emu3", "chameleon", "nextflow", "transfusion"]))
+@given(st.integers(0, 2**31), st.sampled_from(["emu3", "chameleon", "nextflow", "passes", "transfusion"]))
 @settings(deadline=None, max_examples=10)
 def test_interleaved_documents_parse_whatever_the_logits_say(seed: int, name: str) -> None:
     form, plain = with_gaps(name), model_of(name)
     config = replace(plain.trunk.config, vocabulary_size=form.vocabulary.size)
     model = Wild(config, plain.parts, form, plain.code_size).eval()
     model.dice = torch.Generator().manual_seed(seed)
-    other = ((1, 3, 2),) if name != "nextflow" else tuple((1, *sides) for sides in SCALES[:3])
+    other = ((1, 3, 2),) if name not in ("nextflow", "passes") else tuple((1, *sides) for sides in SCALES[:3])
     stated = form.layout.marks.size
     going = Going(
         max_tokens=12,
@@ -205,10 +209,10 @@ def test_interleaved_documents_parse_whatever_the_logits_say(seed: int, name: st
 
 @torch.no_grad()
 @pytest.mark.parametrize("grid", [(1, 1, 1), (1, 3, 2), (2, 2, 5)])
-@pytest.mark.parametrize("name", ["emu3", "nextflow", "transfusion"])
+@pytest.mark.parametrize("name", ["emu3", "nextflow", "passes", "transfusion"])
 def test_what_is_drawn_has_the_grid_that_was_asked_for(name: str, grid) -> None:
     grids = (grid,)
-    if name == "nextflow":
+    if name in ("nextflow", "passes"):
         grids = tuple((1, *sides) for _ in range(grid[0]) for sides in grids_of((1, 2, 4), *grid[1:]))
     if name == "transfusion":
         drawn = list(drawings(model_of(name), TEXT, [[WORDS[0]]] * 2, FREE, Chance([1, 2]), Asked(grids=grids)))
@@ -219,13 +223,15 @@ def test_what_is_drawn_has_the_grid_that_was_asked_for(name: str, grid) -> None:
         for one in drawings(model_of(name), TEXT, [[WORDS[0]]] * 2, FREE, Chance([1, 2]), Asked(grids=grids))
     ]
     ends = (
-        np.cumsum([h * w for _, h, w in grids]) if name == "nextflow" else grid[2] * np.arange(1, grid[0] * grid[1] + 1)
+        np.cumsum([h * w for _, h, w in grids])
+        if name in ("nextflow", "passes")
+        else grid[2] * np.arange(1, grid[0] * grid[1] + 1)
     )
     assert sizes == ends.tolist() and finest(grids) == grid
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["emu3", "nextflow", "transfusion"])
+@pytest.mark.parametrize("name", ["emu3", "nextflow", "passes", "transfusion"])
 def test_films_go_on_beyond_the_window_each_one_after_the_last_frames_alone(name: str) -> None:
     """The oracle draws every window by itself, from a document that holds nothing but the frames that are kept."""
     model, window = model_of(name), Asked(grids=film_grids(GRIDS[name], 3))
@@ -253,7 +259,7 @@ def test_codes_after_given_frames_are_the_most_likely_ones_of_the_whole_film() -
     drawn = last(code_rows(model, [prompt], (2, 2, 4), GREEDY, Chance([0]), begun=1))[0].numpy()
     film = Picture(grids=((2, 2, 4),), ids=np.concatenate([begun.ids, drawn]))
     one = document([WORDS[1], film], form, TEXT)
-    made = places_of([one])
+    made = places_of("emu3", [one])
     hidden = model.hidden(read_batch(made, one, form, model.parts, model.trunk.head.weight))[0]
     likely, offset = model.code_logits(hidden).argmax(-1).numpy(), form.vocabulary.visual_offset
     assert likely[made.targets >= offset][8:].tolist() == drawn.tolist()

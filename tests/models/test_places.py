@@ -58,8 +58,8 @@ def test_a_document_of_scales_by_hand() -> None:
     made = places(tokens_of([one]), span=8.0)
     assert made.tokens[:3].tolist() == [v.bos, 65, boi] and made.tokens[-3:].tolist() == [v.eoi, 66, v.eos]
     assert made.targets.tolist() == [65, boi, o, *(o + i for i in range(1, 7)), 66, v.eos, 0]
-    assert made.blend[0].tolist() == [o + 9] * 4  # both places of 1x2 show the 1x1, as it is shown, not as it is
-    assert set(made.blend[2:].ravel()) == {o + 8, o + 7}
+    assert made.codes[0].tolist() == [o + 9] * 4  # both places of 1x2 show the 1x1, as it is shown, not as it is
+    assert set(made.codes[2:].ravel()) == {o + 8, o + 7}
     assert made.scales.tolist() == [[1, 3]] * 2 + [[2, 3]] * 4
     assert made.groups.tolist() == [-1, -1, -1, 1, 1, 2, 2, 2, 2, -1, -1, -1]
     half = 8 / 2**0.5
@@ -75,9 +75,9 @@ def test_documents_end_to_end_are_each_by_itself_with_other_group_numbers(
     name: str, kinds: list[str], seed: int
 ) -> None:
     documents = [document_of(name, seed + n, kind) for n, kind in enumerate(kinds)]
-    whole, alone = places_of(documents), [places_of([one]) for one in documents]
+    whole, alone = places_of(name, documents), [places_of(name, [one]) for one in documents]
     assert whole.lengths == [made.lengths[0] for made in alone]
-    for field in ("tokens", "targets", "weights", "positions", "line", "blend", "shares", "scales"):
+    for field in ("tokens", "targets", "weights", "positions", "line", "codes", "roles", "scales"):
         assert np.array_equal(getattr(whole, field), np.concatenate([getattr(made, field) for made in alone])), field
     grouped = whole.groups[whole.groups != NO_GROUP]
     assert (np.diff(grouped) >= 0).all()
@@ -147,6 +147,6 @@ def test_self_correction_shows_inputs_and_predicts_targets() -> None:
     plain = document([[65], Picture(grids=grids, ids=ids)], scales_format(), TEXT)
     same = document([[65], Picture(grids=grids, ids=ids, input_ids=ids)], scales_format(), TEXT)
     other = document([[65], Picture(grids=grids, ids=ids, input_ids=(ids + 1) % 16)], scales_format(), TEXT)
-    a, b, c = (places_of([one]) for one in (plain, same, other))
-    assert np.array_equal(a.blend, b.blend) and np.array_equal(a.targets, b.targets)
-    assert np.array_equal(a.targets, c.targets) and not np.array_equal(a.blend, c.blend)
+    a, b, c = (places_of("nextflow", [one]) for one in (plain, same, other))
+    assert np.array_equal(a.codes, b.codes) and np.array_equal(a.targets, b.targets)
+    assert np.array_equal(a.targets, c.targets) and not np.array_equal(a.codes, c.codes)

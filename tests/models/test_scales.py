@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.tokenizers import scales
-from models.tokenizers.scales import aspects, grids_of, nearest_aspect, num_places, scale_weights
+from models.tokenizers.scales import aspects, grids_of, nearest_aspect, num_places, passes_of, scale_weights
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,27 @@ def test_weights_keep_the_total_and_give_the_published_shares() -> None:
         0.406, abs=5e-4
     )
     assert scale_weights(grids, 0.0) == pytest.approx([1.0] * 18)
+
+
+SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@given(st.lists(SIDES, min_size=1, max_size=4), st.sampled_from([1, 2, 4, 8]))
+def test_passes_say_every_place_once_grid_after_grid(grids: list[tuple[int, int]], interleave: int) -> None:
+    passes = passes_of(tuple(grids), interleave)
+    numbers = [number for number, _ in passes]
+    assert numbers == sorted(numbers) and all(len(places) for _, places in passes)
+    for number, (rows, columns) in enumerate(grids):
+        said = [places for which, places in passes if which == number]
+        assert len(said) == min(interleave, rows) * min(interleave, columns)
+        assert sorted(np.concatenate(said).tolist()) == list(range(rows * columns))
+        for places in said:
+            row, column = np.divmod(places, columns)
+            assert len(set(row % interleave)) == len(set(column % interleave)) == 1
+
+
+def test_passes_follow_the_matrix_of_ordered_dithering() -> None:
+    """Bayer's 4 x 4."""
+    matrix = [[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]
+    said = [places.tolist() for _, places in passes_of(((4, 4),), 4)]
+    assert said == [[place] for place in np.argsort(np.ravel(matrix)).tolist()]
