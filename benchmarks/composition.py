@@ -73,7 +73,7 @@ def begun(tokenizer: VisionTokenizer, pictures: Sequence[np.ndarray], num_scales
         assert found.ids is not None
         adds = list(multiscale.parts(found.ids, scales, scales[-1], tokenizer.lookup))[:num_scales]
         with torch.no_grad():
-            pixels = tokenizer.decoder(torch.stack(adds).sum(0)).clamp(-1, 1)
+            pixels = tokenizer.decoder(tokenizer.added_up(adds)).clamp(-1, 1)
         out += list(to_bytes(pixels[:, None])[:, 0].numpy())
     return out
 

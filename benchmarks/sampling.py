@@ -5,9 +5,9 @@
 cached     1024 tokens after a prompt are drawn greedily, with the cache and with a whole pass for each. Without it that
            would take minutes: it is timed at evenly spaced lengths (`--probes`) and summed by the trapezoid rule.
            Target: at least 5 times as fast.
-scales     one picture on one trunk and codebook: its grid code by code (raster), and by its scales (NextFlow's
-           schedule). 8x8 places are 64 pixels of a tokenizer that halves three times, 32x32 are 256. Target: at most a
-           fifth of the time.
+scales     one picture on one trunk and codebook: its grid code by code (raster), by its scales (NextFlow's schedule),
+           and by the scales 1, 2, 4 ... each in four passes (`recipe=nextflow-passes`). 8x8 places are 64 pixels of a
+           tokenizer that halves three times, 16x16 of one with patches of 4. Target: at most a fifth of the time.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from models.generate.scales import scale_steps
 from models.layout import Format, Layout, document, opened
 from models.raster import Marks
 from models.recipe import Parts
-from models.tokenizers.scales import NEXTFLOW, grids_of, num_places
+from models.tokenizers.scales import NEXTFLOW, Sides, grids_of, num_places, passes_of
 from models.tokenizers.text import ByteTokenizer
 from models.trunk import TrunkConfig
 from models.vocabulary import Vocabulary
 
 GREEDY, TEXT, WORDS = Sampling(temperature=0), ByteTokenizer(), b"a red circle left of a blue square".decode()
+DOUBLED = (1, 2, 4, 8, 16, 32)
 PLAIN = Marks(rows="none", frames=False, size=False)
 
 
-def model_of(vision: str, layers: int, width: int, codes: int) -> AnyToAny:
-    """The same trunk for both kinds of pictures."""
-    form = Format(layout=Layout(vision=vision, marks=PLAIN), vocabulary=Vocabulary.compact(256, codes))
+def model_of(vision: str, layers: int, width: int, codes: int, interleave: int = 1) -> AnyToAny:
+    """The same trunk for all kinds of pictures."""
+    layout = Layout(vision=vision, marks=PLAIN, interleave=interleave)
+    form = Format(layout=layout, vocabulary=Vocabulary.compact(256, codes))
     shape = TrunkShape(layers=layers, width=width, heads=width // 64, kv_heads=max(1, width // 128), ffn=3 * width)
     config = TrunkConfig(shape=shape, vocabulary_size=form.vocabulary.size)
     return AnyToAny(config, Parts(scale_embeddings=vision == "scales"), form).initialise(0).eval()
@@ -78,10 +80,10 @@ def raster(model: AnyToAny, side: int) -> None:
     last(code_rows(model, [prompt], (1, side, side), Sampling(), Chance([0])))
 
 
-def scales(model: AnyToAny, side: int) -> None:
+def scales(model: AnyToAny, grids: tuple[Sides, ...]) -> None:
     """One picture scale by scale."""
-    prompt = opened([TEXT.encode(WORDS)], f"{side}*{side}", model.form, TEXT)
-    last(scale_steps(model, [prompt], grids_of(NEXTFLOW, side, side), Sampling(), Chance([0])))
+    prompt = opened([TEXT.encode(WORDS)], "{}*{}".format(*grids[-1]), model.form, TEXT)
+    last(scale_steps(model, [prompt], grids, Sampling(), Chance([0])))
 
 
 def measure(
@@ -89,6 +91,7 @@ def measure(
 ) -> dict[str, float]:
     """Ratios by name, each printed with its medians."""
     of_codes, of_scales = (model_of(vision, layers, width, codes) for vision in ("codes", "scales"))
+    of_passes = model_of("scales", layers, width, codes, interleave=2)
     ratios: dict[str, float] = {}
     figures = in_turn(
         {"cached": lambda _: cached(of_codes, tokens), "uncached": lambda _: uncached(of_codes, tokens, probes)}, runs
@@ -98,16 +101,24 @@ def measure(
     ratios["cached"] = median(figures["uncached"]) / median(figures["cached"])
     print(f"target {'met' if ratios['cached'] >= 5 else 'MISSED'}: {ratios['cached']:.1f} times as fast (at least 5)")
     for side in sides:
-        grids = grids_of(NEXTFLOW, side, side)
-        both = in_turn(
-            {"raster": lambda _, n=side: raster(of_codes, n), "scales": lambda _, n=side: scales(of_scales, n)}, runs
+        grids, doubled = (grids_of(schedule, side, side) for schedule in (NEXTFLOW, DOUBLED))
+        every = in_turn(
+            {
+                "raster": lambda _, n=side: raster(of_codes, n),
+                "scales": lambda _, g=grids: scales(of_scales, g),
+                "passes": lambda _, g=doubled: scales(of_passes, g),
+            },
+            runs,
         )
-        print(row(f"{side}x{side}, {side * side} codes in turn", both["raster"], "s"))
-        print(
-            row(f"{side}x{side}, {len(grids)} scales, {num_places(grids)} codes", both["scales"], "s", both["raster"])
-        )
-        share = ratios[f"scales {side}"] = median(both["scales"]) / median(both["raster"])
-        print(f"target {'met' if share <= 0.2 else 'MISSED'}: 1/{1 / share:.1f} of raster's time (at most 1/5)")
+        print(row(f"{side}x{side}, {side * side} codes in turn", every["raster"], "s"))
+        told = {
+            "scales": f"{len(grids)} scales, {num_places(grids)} codes",
+            "passes": f"{len(passes_of(doubled, 2))} passes, {num_places(doubled)} codes",
+        }
+        for name, what in told.items():
+            print(row(f"{side}x{side}, {what}", every[name], "s", every["raster"]))
+            share = ratios[f"{name} {side}"] = median(every[name]) / median(every["raster"])
+            print(f"target {'met' if share <= 0.2 else 'MISSED'}: 1/{1 / share:.1f} of raster's time (at most 1/5)")
     return ratios
 
 
@@ -116,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"runs": 5, "layers": 8, "width": 256, "codes": 4096, "tokens": 1024, "probes": 9}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--sides", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--sides", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)

@@ -52,11 +52,12 @@ def quantised(
     grids: Sequence[Sides],
     nearest: Callable[[Tensor, float], Tensor],
     lookup: Callable[[Tensor], Tensor],
+    residual: bool = True,
 ) -> Iterator[Scale]:
-    """Scale after scale, in float32.
+    """Scale after scale, in float32; not `residual`: each of the whole, which then stands for all before it.
 
-    `nearest`: (M, D), and what the grid has of the finest one's places, to codes (M); `lookup`: codes (...) to vectors
-    (..., D).
+    `nearest`: (M, D), and what the grid has of the finest one's places (1 where its error is in no picture), to codes
+    (M); `lookup`: codes (...) to vectors (..., D).
     """
     left = latent_NDHW.float()
     total = torch.zeros_like(left)
@@ -64,9 +65,10 @@ def quantised(
     for sides in grids:
         small = shrunk(left, sides).permute(0, 2, 3, 1)
         flat_MD = small.flatten(0, 2)
-        codes = nearest(flat_MD.detach(), share_of(sides, full)).view(small.shape[:3])
+        share = share_of(sides, full) if residual else 1.0
+        codes = nearest(flat_MD.detach(), share).view(small.shape[:3])
         part = enlarged(lookup(codes).permute(0, 3, 1, 2), full)
-        total, left = total + part, left - part
+        total, left = (total + part, left - part) if residual else (part, left)
         yield Scale(latent_MD=flat_MD, codes_Nhw=codes, total_NDHW=total)
 
 

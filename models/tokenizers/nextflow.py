@@ -150,12 +150,19 @@ class NextFlowTokenizer(VisionTokenizer):
         meant = self.semantic_book.weight[codes]
         return torch.cat((meant if self.shape.joint else torch.zeros_like(meant), self.pixel_book.weight[codes]), -1)
 
+    def added_up(self, parts: Sequence[Tensor]) -> Tensor:
+        """(N, D, H, W) what is decoded of what these scales say, each by itself."""
+        return torch.stack(list(parts)).sum(0) if self.shape.residual else parts[-1]
+
+    def _quantised(self, latent: Tensor, scales: Sequence[Sides]) -> Iterator[multiscale.Scale]:
+        return multiscale.quantised(latent, scales, self.nearest, self.lookup, self.shape.residual)
+
     @torch.no_grad()
     def encode(self, pixels_NT3HW: Tensor) -> Encoded:
         """Codes of every scale, and what self-correction shows a model instead."""
         n, t, _, height, width = pixels_NT3HW.shape
         latent = self.latent(pixels_NT3HW.flatten(0, 1))
-        found = list(multiscale.quantised(latent, self.scales(t, height, width), self.nearest, self.lookup))
+        found = list(self._quantised(latent, self.scales(t, height, width)))
         ids = torch.cat([scale.codes_Nhw.flatten(1) for scale in found], 1)
         inputs = None
         if self.shape.correction_share:
@@ -172,7 +179,8 @@ class NextFlowTokenizer(VisionTokenizer):
         for number, latent_LD in enumerate(latents):
             target = ids_L[at : at + len(latent_LD)]
             at += len(latent_LD)
-            near, codes = self.nearest_few(latent_LD, shape.correction_top_k, len(latent_LD) / len(latents[-1]))
+            share_of_finest = len(latent_LD) / len(latents[-1]) if shape.residual else 1.0
+            near, codes = self.nearest_few(latent_LD, shape.correction_top_k, share_of_finest)
             rule = {"share": shape.correction_share, "temperature": shape.correction_temperature}
             drawn.append(multiscale.drawn_inputs(near, codes, target, salt=bytes([number]), **rule))
         return torch.cat(drawn)
@@ -185,7 +193,7 @@ class NextFlowTokenizer(VisionTokenizer):
         frames = sum(grid[1:] == full for grid in encoded.grids)
         scales = [grid[1:] for grid in encoded.grids[: len(encoded.grids) // frames]]
         ids = encoded.ids.view(-1, num_places(scales))
-        total = torch.stack(list(multiscale.parts(ids, scales, full, self.lookup))).sum(0)
+        total = self.added_up(list(multiscale.parts(ids, scales, full, self.lookup)))
         return self.decoder(total).unflatten(0, (len(encoded.ids), frames)).clamp(-1, 1)
 
     def forward(self, pixels_NT3HW: Tensor, seed: int, places: Sequence[int] | None = None) -> Painted:
@@ -193,8 +201,9 @@ class NextFlowTokenizer(VisionTokenizer):
         pixels_N3HW = pixels_NT3HW.flatten(0, 1)
         latent = self.latent(pixels_N3HW)
         scales = kept_scales(self.scales(1, *pixels_N3HW.shape[-2:]), self.shape.scale_drop, seed, self.shape.scale_cut)
-        found = list(multiscale.quantised(latent, scales, self.nearest, self.lookup))
-        committed = torch.stack([mse_loss(latent, scale.total_NDHW.detach()) for scale in found]).mean()
+        found = list(self._quantised(latent, scales))
+        held_to = found if self.shape.residual else found[-1:]
+        committed = torch.stack([mse_loss(latent, scale.total_NDHW.detach()) for scale in held_to]).mean()
         terms = {"commitment": self.shape.commitment * committed}
         if self.shape.codebook == "gradient":
             placed = [mse_loss(scale.total_NDHW, latent.detach()) for scale in found]

@@ -173,6 +173,9 @@ class NextFlowShape:
     scale_cut: float = since(0.0)
     """Probability that a training step ends at one of the coarser scales: these then show as much as they can by
     themselves, and leave little open to the codes of the next scale, which are all drawn at once."""
+    residual: bool = since(True)
+    """Whether a scale says what the coarser ones left (VAR); else each says the whole picture and the finest alone is
+    decoded: what a code says then does not hang on what the coarser ones happened to say."""
 
     def __post_init__(self) -> None:
         if self.rate and (self.normalised or self.codebook == "gradient"):

@@ -22,7 +22,7 @@ from models.trunk import TrunkConfig
 from models.vocabulary import EMU3, Vocabulary
 from tests.models import recipes
 
-CODES = ("emu3", "nextflow", "janus")
+CODES = ("emu3", "nextflow", "passes", "janus")
 
 
 def model_of(name: str, seed: int, parts: Parts | None = None, **vocabulary) -> AnyToAny:
@@ -54,7 +54,8 @@ def logits(model: AnyToAny, name: str) -> torch.Tensor:
     rng = np.random.default_rng(0)
     words = recipes.TEXT.encode("a red circle")
     said = document([words, recipes.picture_of(name, rng)], model.form, recipes.TEXT)
-    hidden, _ = model.hidden(batch_of(places(tokens_of([said])), model.form, model.parts))
+    made = places(tokens_of([said]), interleave=model.form.layout.interleave)
+    hidden, _ = model.hidden(batch_of(made, model.form, model.parts))
     return model.logits(hidden)
 
 

@@ -162,9 +162,23 @@ def test_with_layers_a_code_tells_of_the_whole_picture_and_without_of_its_surrou
 def test_sizes_that_came_later_are_in_no_identity_while_they_stand_at_what_went_before() -> None:
     """Or every tokenizer of an earlier version would be another one, and all that hangs on it would be made again."""
     before, later = shapes.plain(SHAPE), {"layers", "heads"}
-    assert not later & before["pixel"].keys() and not {"rate", "restart", "scale_cut"} & before.keys()
+    assert not later & before["pixel"].keys() and not {"rate", "restart", "scale_cut", "residual"} & before.keys()
     after = shapes.plain(dataclasses.replace(SHAPE, pixel=dataclasses.replace(SHAPE.pixel, layers=1), scale_cut=0.4))
     assert after == before | {"pixel": before["pixel"] | {"layers": 1}, "scale_cut": 0.4}
+
+
+@torch.no_grad()
+def test_without_residuals_a_scale_says_the_whole_and_the_finest_alone_is_decoded() -> None:
+    tokenizer, pixels = made(residual=False, correction_share=0.0), pictures()
+    found = tokenizer.encode(pixels)
+    latent, finest = tokenizer.latent(pixels[:, 0]), tokenizer.scales(1, 32, 32)[-1]
+    count = finest[0] * finest[1]
+    flat_MD = latent.permute(0, 2, 3, 1).flatten(0, 2)
+    assert torch.equal(found.ids[:, -count:].flatten(), tokenizer.nearest(flat_MD))
+    shown = tokenizer.decode(found)
+    other = dataclasses.replace(found, ids=torch.cat(((found.ids[:, :-count] + 1) % 40, found.ids[:, -count:]), 1))
+    assert torch.equal(tokenizer.decode(other), shown)
+    assert shapes.plain(tokenizer.shape) == shapes.plain(made(correction_share=0.0).shape) | {"residual": False}
 
 
 @pytest.mark.parametrize(

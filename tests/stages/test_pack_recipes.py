@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from models.raster import Marks
 from models.recipe import Parts
 from models.tokenizers.codes import packed
 from models.trunk import TrunkConfig
+from models.vocabulary import Vocabulary
 from stages.extract import Indices, InterleavedIndices
 from stages.pack import MixedPacks, Packs, Phase
 from stages.pack_documents import MIXED
 from stages.pack_samples import UNSEEN
-from stages.train.loader import joined
-from tests.stages.fake_job import FakeJob, key_of, table_of
+from stages.train.loader import Loader, joined
+from tests.stages.fake_job import FakeJob, FakeReader, key_of, table_of
 from tests.stages.test_pack import SHAPE, TEXTS
 
 PLAIN = Marks(rows="none", frames=False, size=False)
@@ -30,11 +32,13 @@ SCALES = [[1, 1, 1], [1, 2, 2], [1, 4, 4]]
 CODES = Layout(vision="codes", marks=PLAIN)
 LAYOUTS = {
     "scales": Layout(vision="scales", marks=PLAIN, scale_alpha=0.9),
+    "passes": Layout(vision="scales", marks=PLAIN, interleave=2),
     "latents": Layout(vision="latents", marks=PLAIN),
     "features": Layout(vision="codes", marks=PLAIN, features=True, supervise="last"),
 }
 PARTS = {
     "scales": Parts(positions="scales", scale_embeddings=True),
+    "passes": Parts(positions="scales", scale_embeddings=True),
     "latents": Parts(),
     "features": Parts(code_head="own"),
 }
@@ -54,7 +58,7 @@ def tables(kind: str, pairs: int = 60, texts: int = 10, sizes: tuple[int, ...] =
             row |= {"num_frames": frames, "fps": 4.0 if film else None, "height": size, "width": size}
             if kind == "latents":
                 row |= {"codebook_size": 0, "latents": rng.normal(1, 2, (count, 8)).astype("<f2").tobytes()}
-            elif kind == "scales":
+            elif kind in ("scales", "passes"):
                 count = frames * 21
                 ids, shown = (packed(rng.integers(32, size=count), 32) for _ in range(2))
                 row |= {"grids": SCALES * frames, "ids": ids, "input_ids": shown}
@@ -103,7 +107,7 @@ def test_packs_of_every_kind_hold_all_samples_and_the_model_learns_from_them(kin
         )
         assert row["flops"] == pytest.approx(spent.train), "the cost is that of the mask the model runs"
     config = TrunkConfig(shape=SHAPE, vocabulary_size=form.vocabulary.size,
-                         rope_sections=(2, 1, 1) if kind == "scales" else ())  # fmt: skip
+                         rope_sections=(2, 1, 1) if kind in ("scales", "passes") else ())  # fmt: skip
     import torch
 
     model = AnyToAny(config, PARTS[kind], form, 4).initialise(0)
@@ -257,6 +261,29 @@ def test_strange_mixtures_are_one_sentence() -> None:
         stage(mixture={"drawing": 1.0})
     with pytest.raises(UserError, match="0 or more"):
         stage(mixture={"text": -1.0})
+
+
+def test_more_passes_than_the_model_has_vectors_for_are_one_sentence(tmp_path: Path) -> None:
+    rows, _ = pack(tmp_path, tables("passes", pairs=6), stage(LAYOUTS["passes"]))
+    packs = FakeReader(table_of(rows, Packs.schema, "packs"))
+    parts = replace(PARTS["passes"], max_scales=8)
+    form = Format.from_json(rows[0]["format"])
+    with pytest.raises(UserError, match=r"in 9 grids or passes of grids, and model\.parts\.max_scales is 8: give 9"):
+        Loader(packs, 1, 0, form, parts).passes(0, 0, 1)
+    assert Loader(packs, 1, 0, form, replace(parts, max_scales=9)).passes(0, 0, 1)
+
+
+def test_a_layout_without_passes_is_named_as_before_there_were_any() -> None:
+    """Or all packs, and the models after them, would be made again."""
+    before, after = (stage(LAYOUTS[kind]).settings()["layout"] for kind in ("scales", "passes"))
+    assert "interleave" not in before and after["interleave"] == 2
+    assert "interleave" not in Format(layout=LAYOUTS["scales"], vocabulary=Vocabulary.compact(256, 4)).to_json()
+
+
+@pytest.mark.parametrize("given", [{"interleave": 3}, {"interleave": 0}, {"vision": "codes", "interleave": 2}])
+def test_passes_that_cannot_be_are_one_sentence(given: dict) -> None:
+    with pytest.raises(ValueError, match=r"give 1, or with vision=scales 2, 4, 8"):
+        Layout(**{"vision": "scales"} | given)
 
 
 def test_nats_by_scale_add_up_to_those_of_all_codes_but_the_first(tmp_path: Path) -> None:
