@@ -200,7 +200,7 @@ class NextFlowTokenizer(VisionTokenizer):
         """Reconstruction over the scales that were not dropped; commitment, codebook and semantic losses."""
         pixels_N3HW = pixels_NT3HW.flatten(0, 1)
         latent = self.latent(pixels_N3HW)
-        scales = kept_scales(self.scales(1, *pixels_N3HW.shape[-2:]), self.shape.scale_drop, seed, self.shape.scale_cut)
+        scales = kept_scales(self.scales(1, *pixels_N3HW.shape[-2:]), self.shape.scale_drop, seed)
         found = list(self._quantised(latent, scales))
         held_to = found if self.shape.residual else found[-1:]
         committed = torch.stack([mse_loss(latent, scale.total_NDHW.detach()) for scale in held_to]).mean()
@@ -241,14 +241,8 @@ class NextFlowTokenizer(VisionTokenizer):
         return restarted
 
 
-def kept_scales(scales: Sequence[Sides], drop: float, seed: int, cut: float = 0.0) -> list[Sides]:
-    """Scales of a training step, drawn from the seed.
-
-    Each but the finest is left out with probability `drop` (NextFlow: 50 %). With probability `cut` the picture ends at
-    one of the coarser scales, any of them as likely, and no scale up to it is left out.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(len(scales), generator=generator)
-    if cut and len(scales) > 1 and float(torch.rand((), generator=generator)) < cut:
-        return list(scales[: int(torch.randint(1, len(scales), (), generator=generator))])
+def kept_scales(scales: Sequence[Sides], drop: float, seed: int) -> list[Sides]:
+    """Scales of a training step, drawn from the seed: each but the finest is left out with probability `drop`
+    (NextFlow: 50 %)."""
+    draws = torch.rand(len(scales), generator=torch.Generator().manual_seed(seed))
     return [sides for place, sides in enumerate(scales) if place == len(scales) - 1 or draws[place] >= drop]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from models.tokenizers.shapes import NextFlowShape
-from models.tokenizers.towers import among_places, transformer
 from models.weights import pretrained
 
 CLASSICAL = 9
@@ -20,17 +19,33 @@ CLASSICAL = 9
 
 
 class SmallVit(nn.Module):
-    """Patches through a matrix, 2-D sinusoidal positions, encoder layers. Any number of places."""
+    """Patches through a matrix, 2-D sinusoidal positions, torch's encoder layers. Any number of places."""
 
     def __init__(self, patch: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.width = width
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
-        self.layers = transformer(width, layers, heads)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """(N, width, h, w)."""
-        return among_places(self.layers, self.patches(pixels_N3HW))
+        x_NChw = self.patches(pixels_N3HW)
+        h, w = x_NChw.shape[-2:]
+        x_NPC = x_NChw.flatten(2).transpose(1, 2) + positions(h, w, self.width).to(x_NChw)
+        return self.layers(x_NPC).transpose(1, 2).unflatten(2, (h, w))
+
+
+def positions(height: int, width: int, channels: int) -> Tensor:
+    """(height * width, channels): sines and cosines of row and column (arXiv 2106.10270, appendix)."""
+    quarter = channels // 4
+    rates = 10_000 ** -(torch.arange(quarter) / max(1, quarter))
+    rows, columns = (torch.arange(n)[:, None] * rates for n in (height, width))
+    both = [torch.cat((a.sin(), a.cos()), 1) for a in (rows, columns)]
+    table = torch.cat((both[0][:, None].expand(-1, width, -1), both[1][None].expand(height, -1, -1)), 2)
+    return nn.functional.pad(table.flatten(0, 1), (0, channels - 4 * quarter))
 
 
 class Siglip(nn.Module):

@@ -39,26 +39,12 @@ class TowerShape:
     """Groups of the normalisation in every block; 0: none."""
     attention: bool = False
     """Self-attention among the places of the lowest resolution."""
-    layers: int = since(0)
-    """Transformer layers among the places of every resolution, after its blocks, with 2-D sinusoidal positions: a code
-    can then tell of the whole picture."""
-    heads: int = since(4)
-    """Of those layers."""
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.patch, self.width, self.blocks, *self.multipliers) < 1:
             raise ValueError("patch, width, blocks and multipliers of a tower are whole numbers above 0")
         if self.norm_groups and any(self.width * m % self.norm_groups for m in self.multipliers):
             raise ValueError(f"norm_groups={self.norm_groups} does not divide the width {self.width} of the tower")
-        if (
-            self.layers < 0
-            or self.heads < 1
-            or (self.layers and any(self.width * m % self.heads for m in self.multipliers))
-        ):
-            raise ValueError(
-                f"layers={self.layers} of a tower with heads={self.heads}: give 0 or more layers, and heads that divide"
-                f" the width {self.width}"
-            )
 
     @property
     def stride(self) -> int:
@@ -170,9 +156,6 @@ class NextFlowShape:
     rate: float = since(0.0)
     restart: Literal["any", "far"] = since("any")
     """Both as in VqShape."""
-    scale_cut: float = since(0.0)
-    """Probability that a training step ends at one of the coarser scales: these then show as much as they can by
-    themselves, and leave little open to the codes of the next scale, which are all drawn at once."""
     residual: bool = since(True)
     """Whether a scale says what the coarser ones left (VAR); else each says the whole picture and the finest alone is
     decoded: what a code says then does not hang on what the coarser ones happened to say."""
@@ -180,8 +163,6 @@ class NextFlowShape:
     def __post_init__(self) -> None:
         if self.rate and (self.normalised or self.codebook == "gradient"):
             raise ValueError(f"rate={self.rate} needs codebook=ema and normalised=false: give both, or 0")
-        if not 0 <= self.scale_cut <= 1:
-            raise ValueError(f"scale_cut={self.scale_cut} is a probability: give a number from 0 to 1")
 
     deepened: bool = False
     """Whether the pixel decoder has been doubled. Set by training."""

@@ -61,43 +61,6 @@ class PlaceAttention(nn.Module):
         return x_NCHW + self.out(mixed.transpose(1, 2).reshape(n, c, h, w))
 
 
-def positions(height: int, width: int, channels: int) -> Tensor:
-    """(height * width, channels): sines and cosines of row and column (arXiv 2106.10270, appendix)."""
-    quarter = channels // 4
-    rates = 10_000 ** -(torch.arange(quarter) / max(1, quarter))
-    rows, columns = (torch.arange(n)[:, None] * rates for n in (height, width))
-    both = [torch.cat((a.sin(), a.cos()), 1) for a in (rows, columns)]
-    table = torch.cat((both[0][:, None].expand(-1, width, -1), both[1][None].expand(height, -1, -1)), 2)
-    return nn.functional.pad(table.flatten(0, 1), (0, channels - 4 * quarter))
-
-
-def transformer(width: int, layers: int, heads: int) -> nn.TransformerEncoder:
-    """torch's encoder layers for `among_places`."""
-    layer = nn.TransformerEncoderLayer(
-        width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
-    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-
-
-def among_places(layers: nn.TransformerEncoder, x_NChw: Tensor) -> Tensor:
-    """Same shape out: encoder layers among the places of one picture, which know where they are."""
-    h, w = x_NChw.shape[-2:]
-    x_NPC = x_NChw.flatten(2).transpose(1, 2) + positions(h, w, x_NChw.shape[1]).to(x_NChw)
-    return layers(x_NPC).transpose(1, 2).unflatten(2, (h, w))
-
-
-class PlaceTransformer(nn.Module):
-    """The encoder layers of one resolution of a tower."""
-
-    def __init__(self, width: int, layers: int, heads: int) -> None:
-        super().__init__()
-        self.layers = transformer(width, layers, heads)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Same shape out."""
-        return among_places(self.layers, x_NCHW)
-
-
 class Up(nn.Module):
     """Twice the sides: nearest neighbour and a 3x3 convolution, which leaves no checkerboard."""
 
@@ -110,11 +73,6 @@ class Up(nn.Module):
         return self.conv(interpolate(x_NCHW, scale_factor=2.0, mode="nearest"))
 
 
-def _resolution(shape: TowerShape, width: int) -> list[nn.Module]:
-    parts: list[nn.Module] = [Residual(width, shape.norm_groups) for _ in range(shape.blocks)]
-    return [*parts, PlaceTransformer(width, shape.layers, shape.heads)] if shape.layers else parts
-
-
 def encoder(shape: TowerShape, out: int) -> nn.Sequential:
     """Pixels (N, 3, H, W) to (N, out, H / stride, W / stride)."""
     widths = [shape.width * m for m in shape.multipliers]
@@ -123,7 +81,7 @@ def encoder(shape: TowerShape, out: int) -> nn.Sequential:
     for place, width in enumerate(widths):
         if place:
             parts.append(nn.Conv2d(widths[place - 1], width, 2, stride=2))
-        parts += _resolution(shape, width)
+        parts += [Residual(width, shape.norm_groups) for _ in range(shape.blocks)]
     if shape.attention:
         parts += [PlaceAttention(widths[-1], shape.norm_groups), Residual(widths[-1], shape.norm_groups)]
     return nn.Sequential(*parts, norm(shape.norm_groups, widths[-1]), nn.Conv2d(widths[-1], out, 1))
@@ -138,7 +96,7 @@ def decoder(shape: TowerShape, width_in: int) -> nn.Sequential:
     for place, width in enumerate(widths):
         if place:
             parts.append(Up(widths[place - 1], width))
-        parts += _resolution(shape, width)
+        parts += [Residual(width, shape.norm_groups) for _ in range(shape.blocks)]
     parts.append(norm(shape.norm_groups, widths[-1]))
     if shape.patch == 1:
         return nn.Sequential(*parts, nn.SiLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))

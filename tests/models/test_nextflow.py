@@ -97,18 +97,6 @@ def test_half_of_the_scales_are_dropped_and_never_the_finest() -> None:
     assert kept_scales(sides, 0.5, 7) == kept_scales(sides, 0.5, 7) and kept_scales(sides, 0.0, 7) == list(sides)
 
 
-def test_a_cut_picture_ends_at_a_coarser_scale_and_keeps_all_up_to_it() -> None:
-    sides = grids_of((1, 2, 3, 4), 4, 4)
-    kept = [kept_scales(sides, 0.5, seed, cut=0.4) for seed in range(2000)]
-    cut = [one for one in kept if one[-1] != (4, 4)]
-    assert len(cut) / len(kept) == pytest.approx(0.4, abs=0.03)
-    for count in (1, 2, 3):
-        assert cut.count(list(sides[:count])) / len(cut) == pytest.approx(1 / 3, abs=0.05)
-    assert [kept_scales(sides, 0.5, seed, cut=0.0) for seed in range(50)] == [
-        kept_scales(sides, 0.5, seed) for seed in range(50)
-    ]
-
-
 def priced(**settings) -> NextFlowTokenizer:
     """A tokenizer whose second row is dear: it was hardly ever used."""
     tokenizer = made(codebook="ema", normalised=False, rate=1.0, codebook_size=2, **settings)
@@ -143,28 +131,11 @@ def test_self_correction_draws_by_what_the_target_was_chosen_by() -> None:
     assert torch.equal(found.input_ids, found.ids)
 
 
-def test_with_layers_a_code_tells_of_the_whole_picture_and_without_of_its_surroundings() -> None:
-    pixels = pictures(1, 1, 64, 64)
-    other = pixels.clone()
-    other[..., 48:, 48:] = -other[..., 48:, 48:]
-    for layers in (0, 1):
-        tower = dataclasses.replace(SHAPE.pixel, layers=layers, heads=2)
-        tokenizer = made(pixel=tower)
-        tokenizer.phase("pixel")
-        with torch.no_grad():
-            one, two = tokenizer.latent(pixels[:, 0]), tokenizer.latent(other[:, 0])
-        assert torch.equal(one[..., 0, 0], two[..., 0, 0]) == (layers == 0)
-        mirrored = tokenizer.latent(torch.full((1, 3, 64, 64), 0.3)).detach()[0, 3:]
-        inner = mirrored[:, 3:5, 3:5].flatten(1)  # plain, and far from the edges: only positions tell places apart
-        assert torch.allclose(inner, inner[:, :1].expand_as(inner), atol=1e-5) == (layers == 0)
-
-
 def test_sizes_that_came_later_are_in_no_identity_while_they_stand_at_what_went_before() -> None:
     """Or every tokenizer of an earlier version would be another one, and all that hangs on it would be made again."""
-    before, later = shapes.plain(SHAPE), {"layers", "heads"}
-    assert not later & before["pixel"].keys() and not {"rate", "restart", "scale_cut", "residual"} & before.keys()
-    after = shapes.plain(dataclasses.replace(SHAPE, pixel=dataclasses.replace(SHAPE.pixel, layers=1), scale_cut=0.4))
-    assert after == before | {"pixel": before["pixel"] | {"layers": 1}, "scale_cut": 0.4}
+    before = shapes.plain(SHAPE)
+    assert not {"rate", "restart", "residual"} & before.keys()
+    assert shapes.plain(dataclasses.replace(SHAPE, residual=False)) == before | {"residual": False}
 
 
 @torch.no_grad()
@@ -179,23 +150,6 @@ def test_without_residuals_a_scale_says_the_whole_and_the_finest_alone_is_decode
     other = dataclasses.replace(found, ids=torch.cat(((found.ids[:, :-count] + 1) % 40, found.ids[:, -count:]), 1))
     assert torch.equal(tokenizer.decode(other), shown)
     assert shapes.plain(tokenizer.shape) == shapes.plain(made(correction_share=0.0).shape) | {"residual": False}
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"layers": 1, "heads": 3}, "heads that divide the width 8"),
-        ({"layers": -1}, "give 0 or more layers"),
-    ],
-)
-def test_layers_that_cannot_be_are_refused(change: dict[str, int], why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        dataclasses.replace(SHAPE.pixel, **change)
-
-
-def test_a_cut_is_a_probability() -> None:
-    with pytest.raises(ValueError, match=r"scale_cut=1\.5 is a probability"):
-        dataclasses.replace(SHAPE, scale_cut=1.5)
 
 
 def test_self_correction_changes_inputs_only_and_for_the_stated_share() -> None:
@@ -265,10 +219,9 @@ def test_each_phase_trains_its_part_and_the_decoder_is_doubled_once() -> None:
         tokenizer.phase("last")
 
 
-@pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize("phases", [("pixel",), ("pixel", "joint"), ("joint", "decoder")])
-def test_saved_and_loaded_is_the_same_in_every_phase(phases: tuple[str, ...], layers: int, tmp_path: Path) -> None:
-    tokenizer, pixels = made(pixel=dataclasses.replace(SHAPE.pixel, layers=layers)), pictures(2)
+def test_saved_and_loaded_is_the_same_in_every_phase(phases: tuple[str, ...], tmp_path: Path) -> None:
+    tokenizer, pixels = made(), pictures(2)
     for phase in phases:
         tokenizer.phase(phase)
     tokenizer.save(tmp_path)
