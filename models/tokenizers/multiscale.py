@@ -26,6 +26,9 @@ class Scale:
     latent_MD: Tensor  # noqa: N815
     """What was left, shrunk to the grid, M = N * h * w."""
     codes_Nhw: Tensor  # noqa: N815
+    share: float
+    """What its error and its price are weighed by: its places over those of the finest grid; 1 where its error is in no
+    picture."""
     total_NDHW: Tensor  # noqa: N815
     """The sum up to and with this scale, at full size."""
 
@@ -56,8 +59,7 @@ def quantised(
 ) -> Iterator[Scale]:
     """Scale after scale, in float32; not `residual`: each of the whole, which then stands for all before it.
 
-    `nearest`: (M, D), and what the grid has of the finest one's places (1 where its error is in no picture), to codes
-    (M); `lookup`: codes (...) to vectors (..., D).
+    `nearest`: (M, D) and the scale's share to codes (M); `lookup`: codes (...) to vectors (..., D).
     """
     left = latent_NDHW.float()
     total = torch.zeros_like(left)
@@ -69,7 +71,7 @@ def quantised(
         codes = nearest(flat_MD.detach(), share).view(small.shape[:3])
         part = enlarged(lookup(codes).permute(0, 3, 1, 2), full)
         total, left = (total + part, left - part) if residual else (part, left)
-        yield Scale(latent_MD=flat_MD, codes_Nhw=codes, total_NDHW=total)
+        yield Scale(latent_MD=flat_MD, codes_Nhw=codes, share=share, total_NDHW=total)
 
 
 def parts(ids_NL: Tensor, grids: Sequence[Sides], full: Sides, lookup: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:

@@ -166,21 +166,19 @@ class NextFlowTokenizer(VisionTokenizer):
         ids = torch.cat([scale.codes_Nhw.flatten(1) for scale in found], 1)
         inputs = None
         if self.shape.correction_share:
-            each = [scale.latent_MD.unflatten(0, (n * t, -1)) for scale in found]
-            inputs = torch.stack([self._shown([part[row] for part in each], ids[row]) for row in range(n * t)]).view(
-                n, -1
-            )
+            each = [(scale.latent_MD.unflatten(0, (n * t, -1)), scale.share) for scale in found]
+            rows = [self._shown([(latent[row], share) for latent, share in each], ids[row]) for row in range(n * t)]
+            inputs = torch.stack(rows).view(n, -1)
         return Encoded(grids=self.grids(t, height, width), ids=ids.view(n, -1), input_ids=inputs)
 
-    def _shown(self, latents: Sequence[Tensor], ids_L: Tensor) -> Tensor:
-        """Inputs of one frame, scale by scale. What is left for the next scale follows the targets, not what is drawn:
-        targets are those of the uncorrected picture."""
+    def _shown(self, scales: Sequence[tuple[Tensor, float]], ids_L: Tensor) -> Tensor:
+        """Inputs of one frame, after each scale's latents (L, D) and share. What is left for the next scale follows the
+        targets, not what is drawn: targets are those of the uncorrected picture."""
         shape, at, drawn = self.shape, 0, list[Tensor]()
-        for number, latent_LD in enumerate(latents):
+        for number, (latent_LD, share) in enumerate(scales):
             target = ids_L[at : at + len(latent_LD)]
             at += len(latent_LD)
-            share_of_finest = len(latent_LD) / len(latents[-1]) if shape.residual else 1.0
-            near, codes = self.nearest_few(latent_LD, shape.correction_top_k, share_of_finest)
+            near, codes = self.nearest_few(latent_LD, shape.correction_top_k, share)
             rule = {"share": shape.correction_share, "temperature": shape.correction_temperature}
             drawn.append(multiscale.drawn_inputs(near, codes, target, salt=bytes([number]), **rule))
         return torch.cat(drawn)

@@ -24,7 +24,8 @@ from stages.base import Reader, Row
 from stages.train.stream import Stream
 
 COLUMNS = ("tokens", "shown", "loss_weights", "segments", "latents", "features", "flops")
-MAX_SCALES = 128
+MAX_SCALES = 1024
+"""Or passes: of the longest published schedule, each grid in 64, 844."""
 
 
 @dataclass(frozen=True, kw_only=True)
