@@ -64,6 +64,7 @@ def must_fit(trunk: TrunkConfig, parts: Parts, form: Format, place: str) -> None
     pairs = [(f"model.{n}", getattr(trunk, n), getattr(old_trunk, n)) for n in _SAME_TRUNK]
     pairs += [(f"model.parts.{n}", getattr(parts, n), getattr(old_parts, n)) for n in _SAME_PARTS]
     pairs += [(f"the packs' {n}", getattr(form, n), getattr(given, n)) for n in ("latent_size", "feature_size")]
+    pairs.append(("packs.layout.interleave", form.layout.interleave, given.layout.interleave))
     for name, own, other in pairs:
         if own != other:
             raise ValueError(f"{place} was trained with {name} {other}, here it is {own}: set it as there")

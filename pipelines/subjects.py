@@ -112,7 +112,10 @@ def _loaded(checkpoint: Path, vision: Path, text: Path, note: Mapping[str, Any],
     if not (vision / SHAPE_FILE).is_file() or not text.is_dir():
         raise UserError(f"there is no {VISION if text.is_dir() else TEXT} beside {note['checkpoint']}: it needs the folders {VISION} and {TEXT} that it was trained with")  # fmt: skip  # noqa: E501
     model, step = load_model(checkpoint)
-    tokenizer, words = load_tokenizer(vision), load_text_tokenizer(text)
+    try:
+        tokenizer, words = load_tokenizer(vision), load_text_tokenizer(text)
+    except ValueError as error:
+        raise UserError(f"{note['checkpoint']} cannot be sampled: {error}") from error
     vocabulary, digests = model.form.vocabulary, (tokenizer.digest(), words.digest)
     wanted = (vocabulary.vision_digest or digests[0], vocabulary.text_digest or digests[1])
     for name, one, other in zip((VISION, TEXT), digests, wanted, strict=True):

@@ -11,7 +11,7 @@ import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -172,7 +172,13 @@ def load_tokenizer(folder: Path) -> VisionTokenizer:
 
 
 def _shaped(cls: Any, plain: Mapping[str, Any]) -> Any:
-    """A shape from what JSON gave: lists are tuples, towers are towers."""
+    """A shape from what JSON gave: lists are tuples, towers are towers. ValueError where it has a size of another
+    version."""
+    if strange := sorted(plain.keys() - {one.name for one in fields(cls)}):
+        raise ValueError(
+            f"the tokenizer's {SHAPE_FILE} has {strange[0]}, which this version does not know: train it again, or take"
+            " the version that wrote it"
+        )
     return cls(**dict(_values(plain)))
 
 

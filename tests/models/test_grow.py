@@ -159,6 +159,14 @@ def test_other_parts_are_one_sentence(name: str, change: dict, sentence: str, tm
     assert "\n" not in str(caught.value)
 
 
+def test_other_passes_are_one_sentence(tmp_path: Path) -> None:
+    """Scale vectors and slots of two passes would mean those of four."""
+    old = model_of("passes", 1)
+    place, layout = saved(old, tmp_path / "old"), dataclasses.replace(old.form.layout, interleave=4)
+    with pytest.raises(ValueError, match=r"packs\.layout\.interleave 2, here it is 4: set it as there"):
+        must_fit(old.trunk.config, old.parts, dataclasses.replace(old.form, layout=layout), place)
+
+
 def test_other_sizes_and_tokenizers_are_one_sentence(tmp_path: Path) -> None:
     old = model_of("emu3", 1, text_digest="a", vision_digest="v")
     place = saved(old, tmp_path / "old")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from models.tokenizers import multiscale, shapes
-from models.tokenizers.interface import load_tokenizer
+from models.tokenizers.interface import SHAPE_FILE, load_tokenizer
 from models.tokenizers.nextflow import NextFlowTokenizer, kept_scales
 from models.tokenizers.scales import NEXTFLOW, grids_of
 from models.tokenizers.shapes import NextFlowShape, TowerShape
@@ -230,6 +231,16 @@ def test_saved_and_loaded_is_the_same_in_every_phase(phases: tuple[str, ...], tm
     assert again.digest() == tokenizer.digest() and again.shape == tokenizer.shape
     assert torch.equal(one.ids, two.ids) and torch.equal(one.input_ids, two.input_ids)
     assert torch.equal(tokenizer.decode(one), again.decode(two))
+
+
+@pytest.mark.parametrize("tower", [True, False])
+def test_a_size_of_another_version_is_one_sentence(tower: bool, tmp_path: Path) -> None:
+    made().save(tmp_path)
+    shape = json.loads((tmp_path / SHAPE_FILE).read_text())
+    (shape["pixel"] if tower else shape)["scale_cut"] = 0.4
+    (tmp_path / SHAPE_FILE).write_text(json.dumps(shape))
+    with pytest.raises(ValueError, match="has scale_cut, which this version does not know: train it again"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("version", [1, 2])
